@@ -1,0 +1,164 @@
+"""`m2m-tf <command>`: arguments → config → one call."""
+
+import argparse
+import datetime
+import os
+import pathlib
+import sys
+
+# TensorFlow's start-up notices would bury what a command has to say.
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Runs one command; returns the exit status (2: bad input)."""
+    options = _parser().parse_args(arguments)
+    try:
+        options.command(options)
+    except KeyboardInterrupt:
+        print(
+            "interrupted; run the same command again to go on",
+            file=sys.stderr,
+        )
+        return 130
+    except (ValueError, OSError, ImportError, RuntimeError) as error:
+        if options.debug:
+            raise
+        print(f"m2m-tf: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser():
+    parser = argparse.ArgumentParser(
+        prog="m2m-tf",
+        description="Forecast every entity in every scenario with M2M.",
+    )
+    parser.add_argument(
+        "--debug", action="store_true", help="show the traceback of an error"
+    )
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = _command(
+        commands,
+        "validate",
+        _validate,
+        "check tables against the data contract",
+        "m2m-tf validate my_tables/spec.yaml",
+    )
+    command.add_argument("spec", type=pathlib.Path)
+
+    for name, last, text in (
+        ("run", None, "tables → trained, evaluated, exported model"),
+        ("train", "train", "the steps of `run` up to training"),
+    ):
+        command = _command(
+            commands, name, _run, text, f"m2m-tf {name} my_config.yaml"
+        )
+        command.add_argument("config", type=pathlib.Path)
+        _add_folders(command)
+        command.set_defaults(until=last)
+
+    for name, text in (
+        ("evaluate", "score a trained run on its test split"),
+        ("export", "write a run's model as the next SavedModel version"),
+    ):
+        command = _command(
+            commands, name, _redo, text, f"m2m-tf {name} runs/demo"
+        )
+        command.add_argument("run", type=pathlib.Path)
+        command.add_argument(
+            "--models", type=pathlib.Path, default=pathlib.Path("saved_models")
+        )
+        command.set_defaults(step=name)
+
+    command = _command(
+        commands,
+        "predict",
+        _predict,
+        "forecast every entity in every scenario from tables",
+        "m2m-tf predict --model saved_models/demo --spec spec.yaml "
+        "--cutoff 2017-12-31 --output forecasts.parquet",
+    )
+    for name in ("model", "spec", "output"):
+        command.add_argument(f"--{name}", type=pathlib.Path, required=True)
+    command.add_argument(
+        "--cutoff",
+        type=datetime.date.fromisoformat,
+        required=True,
+        help="last day seen, YYYY-MM-DD",
+    )
+    return parser
+
+
+def _command(commands, name, function, text, example):
+    command = commands.add_parser(
+        name, help=text, description=text, epilog=f"example: {example}"
+    )
+    command.set_defaults(command=function)
+    return command
+
+
+def _add_folders(command):
+    command.add_argument(
+        "--runs",
+        type=pathlib.Path,
+        default=pathlib.Path("runs"),
+        help="folder of all runs (default: runs)",
+    )
+    command.add_argument(
+        "--models",
+        type=pathlib.Path,
+        default=pathlib.Path("saved_models"),
+        help="folder of exported models (default: saved_models)",
+    )
+
+
+def _validate(options):
+    from m2m_tf.config import DatasetSpec
+    from m2m_tf.data import panel
+
+    print(f"valid: {panel.validate_tables(DatasetSpec.load(options.spec))}")
+
+
+def _run(options):
+    from m2m_tf.config import RunConfig
+    from pipelines.local_runner import run_pipeline
+
+    folder = run_pipeline(
+        RunConfig.load(options.config),
+        options.runs,
+        options.models,
+        until=options.until,
+    )
+    print(f"results: {folder}")
+
+
+def _redo(options):
+    from pipelines.local_runner import load_run, run_pipeline
+
+    folder = run_pipeline(
+        load_run(options.run),
+        options.run.resolve().parent,
+        options.models,
+        until=options.step,
+        force=options.step,
+    )
+    print(f"results: {folder}")
+
+
+def _predict(options):
+    from m2m_tf.config import DatasetSpec
+    from m2m_tf.serving.batch_scoring import score_tables
+
+    rows = score_tables(
+        options.model,
+        DatasetSpec.load(options.spec),
+        options.cutoff,
+        options.output,
+    )
+    print(f"{rows:,} forecasts in {options.output}")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

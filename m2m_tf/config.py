@@ -1,0 +1,465 @@
+"""Settings as frozen, validated dataclasses, in and out of YAML.
+
+Three kinds: `DatasetSpec` says which column of the user's tables plays which
+role, `ModelSettings` and `TrainingSettings` say what is trained and how, and
+`RunConfig` joins them for `m2m-tf run`. pydantic checks types, names and
+ranges, so a wrong key is reported with its place before any work starts.
+"""
+
+import dataclasses
+import datetime
+import hashlib
+import json
+import os
+import pathlib
+from typing import Annotated, Literal
+
+import pydantic
+import yaml
+from pydantic import ConfigDict, Field
+from pydantic.dataclasses import dataclass
+
+_STRICT = ConfigDict(extra="forbid")
+_Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+_Count = Annotated[int, Field(ge=1)]
+_Share = Annotated[float, Field(gt=0, lt=1)]
+_NonNegative = Annotated[float, Field(ge=0)]
+_Positive = Annotated[float, Field(gt=0)]
+
+
+class ConfigError(ValueError):
+    """A YAML file or mapping that does not describe valid settings."""
+
+
+@dataclass(frozen=True, config=_STRICT)
+class Task:
+    """One predicted quantity: a panel column over the `horizon` days.
+
+    Args:
+        name: Name of the model output.
+        column: Performance column it is made from.
+        kind: `"count"` predicts the column's total, `"binary"` whether it is
+            above zero on any day (learned with the same Poisson loss, as the
+            paper learns its active rate; the forecast is capped at 1).
+        weight: The task's loss weight λ_t (eq. 19), or `"inverse_mean"` for
+            1 / mean training label, which puts tasks of different units on
+            one scale.
+    """
+
+    name: _Name
+    column: str
+    kind: Literal["count", "binary"] = "count"
+    weight: _Positive | Literal["inverse_mean"] = 1.0
+
+
+@dataclass(frozen=True, config=_STRICT)
+class AttributeColumns:
+    """Attribute columns of the profile or scenario table, by kind."""
+
+    categorical: tuple[str, ...] = ()
+    numeric: tuple[str, ...] = ()
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Categorical then numeric column names."""
+        return self.categorical + self.numeric
+
+
+@dataclass(frozen=True, config=_STRICT)
+class SplitShares:
+    """Shares of the cutoffs, in time order (the paper's 8:1:1)."""
+
+    train: _Share = 0.8
+    validation: _Share = 0.1
+    test: _Share = 0.1
+
+    def __post_init__(self):
+        total = self.train + self.validation + self.test
+        if abs(total - 1) > 1e-6:
+            raise ValueError(
+                f"The split shares must add up to 1. Received: {total:g}."
+            )
+
+
+@dataclass(frozen=True, config=_STRICT)
+class SplitDates:
+    """Last label days of training and validation; the test follows."""
+
+    train_end: datetime.date
+    validation_end: datetime.date
+
+    def __post_init__(self):
+        if self.validation_end <= self.train_end:
+            raise ValueError(
+                "`validation_end` must be later than `train_end`. Received: "
+                f"train_end={self.train_end}, "
+                f"validation_end={self.validation_end}."
+            )
+
+
+@dataclass(frozen=True, config=_STRICT)
+class DatasetSpec:
+    """Which column of the user's three tables plays which role.
+
+    Args:
+        name: Name of the dataset.
+        panel: Parquet or CSV file: one row per (entity, scenario, day); days
+            without a row are days of zeros.
+        profile: Parquet or CSV file: one row per entity.
+        scenarios: Parquet or CSV file: one row per scenario.
+        entity: Column with the entity's (advertiser's) id.
+        scenario: Column with the scenario's id.
+        date: Column with the local calendar day.
+        start: First day that the panel covers.
+        end: Last day that the panel covers.
+        behavior: Panel columns of what the entity did (X_b).
+        performance: Panel columns of what came of it (X_p).
+        tasks: What is predicted.
+        known_future: Panel columns whose value on day d was known on day d
+            and concerns day d + horizon (bookings, price plans). The model
+            sees the last `horizon` of them: one for each day it predicts, and
+            never a row dated after the cutoff.
+        profile_columns: Attributes of the profile table (A).
+        scenario_columns: Attributes of the scenario table (S).
+        lookback: Days seen, up to and including the cutoff.
+        horizon: Days predicted.
+        stride: Days between two cutoffs.
+        activity: Column that must be non-zero on some day of the lookback for
+            an (entity, scenario, cutoff) to become a sample; None keeps all.
+        cross_scenario_totals: Whether sequences also carry the entity's
+            totals over all scenarios.
+        split: Shares of the cutoffs, or dates.
+        description: A line for reports.
+    """
+
+    name: _Name
+    panel: pathlib.Path
+    profile: pathlib.Path
+    scenarios: pathlib.Path
+    entity: str
+    scenario: str
+    date: str
+    start: datetime.date
+    end: datetime.date
+    behavior: Annotated[tuple[str, ...], Field(min_length=1)]
+    performance: Annotated[tuple[str, ...], Field(min_length=1)]
+    tasks: Annotated[tuple[Task, ...], Field(min_length=1)]
+    known_future: tuple[str, ...] = ()
+    profile_columns: AttributeColumns = AttributeColumns()
+    scenario_columns: AttributeColumns = AttributeColumns()
+    lookback: _Count = 40
+    horizon: _Count = 7
+    stride: _Count = 7
+    activity: str | None = None
+    cross_scenario_totals: bool = True
+    split: SplitShares | SplitDates = SplitShares()
+    description: str = ""
+
+    def __post_init__(self):
+        keys = (self.entity, self.scenario, self.date)
+        _require_unique("key and value columns", keys + self.value_columns)
+        _require_unique("task names", tuple(t.name for t in self.tasks))
+        _require_unique("profile columns", self.profile_columns.names)
+        _require_unique("scenario columns", self.scenario_columns.names)
+        for task in self.tasks:
+            if task.column not in self.performance:
+                raise ValueError(
+                    f"Task {task.name!r}: column {task.column!r} must be one "
+                    f"of `performance`. Received: {list(self.performance)}."
+                )
+        if self.activity and self.activity not in self.value_columns:
+            raise ValueError(
+                "`activity` must name a behavior or performance column. "
+                f"Received: activity={self.activity!r}."
+            )
+        if self.known_future and self.horizon > self.lookback:
+            raise ValueError(
+                "`known_future` needs lookback >= horizon. Received: "
+                f"lookback={self.lookback}, horizon={self.horizon}."
+            )
+        if self.end < self.start:
+            raise ValueError(
+                "`end` must not be before `start`. Received: "
+                f"start={self.start}, end={self.end}."
+            )
+
+    @property
+    def value_columns(self) -> tuple[str, ...]:
+        """Panel value columns, in the order in which records hold them."""
+        return self.behavior + self.performance + self.known_future
+
+    @property
+    def task_names(self) -> tuple[str, ...]:
+        """Names of the tasks, in the order of the label matrix."""
+        return tuple(task.name for task in self.tasks)
+
+    @property
+    def num_days(self) -> int:
+        """Days from `start` to `end`, both counted."""
+        return (self.end - self.start).days + 1
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "DatasetSpec":
+        """Reads a spec; table paths are relative to the YAML file.
+
+        Raises:
+            ConfigError: If the file is absent or does not hold a valid spec.
+        """
+        path = pathlib.Path(path)
+        values = read_yaml(path)
+        for table in ("panel", "profile", "scenarios"):
+            if isinstance(values.get(table), str):
+                values[table] = str((path.parent / values[table]).resolve())
+        return parse(cls, values, source=str(path))
+
+
+@dataclass(frozen=True, config=_STRICT)
+class ModelSettings:
+    """Arguments of a model builder; the defaults are the paper's sizes.
+
+    `k` (num_experts) and `L` (num_tower_layers) are not given in the paper.
+
+    Args:
+        name: Key of `m2m_tf.models.BUILDERS`.
+        embedding_dim: Width of each column's embedding (paper: 16).
+        num_heads: Attention heads of the transformer layer (paper: 2).
+        pooling: How a sequence becomes a vector (eq. 5).
+        use_transformer: False is the ablation "w/o TL".
+        num_experts: k, expert views (eq. 6).
+        view_dim: d_view, width of expert and task views (paper: 256).
+        knowledge_dim: d, width of the scenario knowledge (paper: 64).
+        num_meta_layers: K, layers of a meta unit (paper: 3).
+        num_tower_layers: L, residual layers of the tower (eq. 18).
+        meta_rank: Rank of the generated part of meta kernels; None: full.
+        share_meta_across_tasks: One generator for all tasks.
+        meta_attention: False is the ablation "w/o MA".
+        meta_tower: False is the ablation "w/o MT".
+        history_offset: Adds the entity's own recent level, with learned
+            weights, to each log rate (beyond the paper).
+        context_in_backbone: Feeds scenario and profile attributes to the
+            experts as well as to the meta units (beyond the paper).
+        dropout: Share of the expert input dropped in training.
+        meta_l2: α for the generators' weights W_1 (eq. 19).
+        l2: α for the other kernels W_2 (eq. 19).
+    """
+
+    name: str = "m2m"
+    embedding_dim: _Count = 16
+    num_heads: _Count = 2
+    pooling: Literal["flatten", "mean", "last", "attention"] = "flatten"
+    use_transformer: bool = True
+    num_experts: _Count = 4
+    view_dim: _Count = 256
+    knowledge_dim: _Count = 64
+    num_meta_layers: _Count = 3
+    num_tower_layers: _Count = 2
+    meta_rank: _Count | None = None
+    share_meta_across_tasks: bool = True
+    meta_attention: bool = True
+    meta_tower: bool = True
+    history_offset: bool = False
+    context_in_backbone: bool = False
+    dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
+    meta_l2: _NonNegative = 1e-6
+    l2: _NonNegative = 1e-6
+
+
+@dataclass(frozen=True, config=_STRICT)
+class TrainingSettings:
+    """How a model is trained; the defaults are the paper's section 5.1.3.
+
+    Args:
+        batch_size: Samples of one step.
+        epochs: Most epochs to train.
+        learning_rate: Adam's first learning rate.
+        schedule: `"constant"`, or `"cosine"` for a decay to zero over
+            `epochs`.
+        beta_2: Adam's β2.
+        epsilon: Adam's ε.
+        clip_value: Gradients are clipped to [-clip_value, clip_value].
+        patience: Epochs without a better validation loss before stopping.
+        seed: Seeds initial weights, dropout and the order of samples.
+        dtype_policy: `"float32"` or `"mixed_bfloat16"`.
+        jit_compile: Compile the step with XLA.
+        shuffle_rows: Samples held to draw from.
+        checkpoint_steps: Steps between backups that a killed run resumes
+            from; None backs up at each epoch's end.
+    """
+
+    batch_size: _Count = 256
+    epochs: _Count = 10
+    learning_rate: _Positive = 2e-3
+    schedule: Literal["constant", "cosine"] = "constant"
+    beta_2: _Share = 0.998
+    epsilon: _Positive = 1e-9
+    clip_value: _Positive = 3.0
+    patience: _Count = 3
+    seed: int = 0
+    dtype_policy: Literal["float32", "mixed_bfloat16"] = "float32"
+    jit_compile: bool = True
+    shuffle_rows: _Count = 16384
+
+
+MODEL_PRESETS = {
+    "paper": ModelSettings(),
+    "small": ModelSettings(
+        embedding_dim=8,
+        pooling="mean",
+        view_dim=64,
+        knowledge_dim=16,
+        num_meta_layers=1,
+        meta_rank=16,
+        history_offset=True,
+        context_in_backbone=True,
+    ),
+}
+TRAINING_PRESETS = {
+    "paper": TrainingSettings(),
+    "small": TrainingSettings(
+        batch_size=512, epochs=6, learning_rate=1e-3, schedule="cosine"
+    ),
+}
+
+
+@dataclass(frozen=True, config=_STRICT)
+class SourceSettings:
+    """Tables that a run makes itself before it validates them."""
+
+    name: Literal["complete_journey"]
+    bookings: bool = True
+
+
+@dataclass(frozen=True, config=_STRICT)
+class EvaluationSettings:
+    """What the evaluation shows beside the model and the naive forecasts."""
+
+    lightgbm: bool = False
+
+
+@dataclass(frozen=True, config=_STRICT)
+class RunConfig:
+    """One run: tables → M2M → evaluated SavedModel.
+
+    Args:
+        name: The run's folder is `runs/<name>`.
+        data: Path of a dataset spec (relative to the config file), or a
+            source whose tables the run makes itself.
+        model: Model settings.
+        training: Training settings.
+        evaluation: Evaluation settings.
+    """
+
+    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    data: SourceSettings | pathlib.Path
+    model: ModelSettings = ModelSettings()
+    training: TrainingSettings = TrainingSettings()
+    evaluation: EvaluationSettings = EvaluationSettings()
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "RunConfig":
+        """Reads a run config; `preset` under model and training is a base.
+
+        Raises:
+            ConfigError: If the file is absent or not a valid config.
+        """
+        path = pathlib.Path(path)
+        values = read_yaml(path)
+        for key, presets in (
+            ("model", MODEL_PRESETS),
+            ("training", TRAINING_PRESETS),
+        ):
+            values[key] = _with_preset(
+                values.get(key, {}), presets, f"{path}: {key}"
+            )
+        if isinstance(values.get("data"), str):
+            values["data"] = str((path.parent / values["data"]).resolve())
+        return parse(cls, values, source=str(path))
+
+
+def read_yaml(path: str | os.PathLike) -> dict:
+    """Reads a YAML mapping.
+
+    Raises:
+        ConfigError: If the file is absent, not YAML, or not a mapping.
+    """
+    path = pathlib.Path(path)
+    try:
+        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise ConfigError(
+            f"{path}: cannot be read ({error.strerror}). Give the path of a "
+            "YAML file."
+        ) from error
+    except (yaml.YAMLError, UnicodeDecodeError) as error:
+        raise ConfigError(f"{path}: is not valid YAML: {error}") from error
+    if not isinstance(values, dict):
+        raise ConfigError(
+            f"{path}: must hold `key: value` lines. Received: "
+            f"{type(values).__name__}."
+        )
+    return values
+
+
+def parse(cls, values: dict, source: str = "settings"):
+    """Makes a settings object from plain values, or says what is wrong.
+
+    Raises:
+        ConfigError: One line for each wrong, missing or unknown key.
+    """
+    try:
+        return pydantic.TypeAdapter(cls).validate_python(values)
+    except pydantic.ValidationError as error:
+        lines = [_problem(problem) for problem in error.errors()]
+        raise ConfigError("\n".join([f"{source}:", *lines])) from error
+
+
+def to_values(settings) -> dict:
+    """Plain JSON values of a settings object, the inverse of `parse`."""
+    return pydantic.TypeAdapter(type(settings)).dump_python(
+        settings, mode="json"
+    )
+
+
+def fingerprint(*parts) -> str:
+    """Short hash of plain values and settings, to tell what has changed."""
+    plain = [
+        to_values(part) if dataclasses.is_dataclass(part) else part
+        for part in parts
+    ]
+    text = json.dumps(plain, sort_keys=True, default=str)
+    return hashlib.sha256(text.encode()).hexdigest()[:16]
+
+
+def _with_preset(values, presets, place):
+    if not isinstance(values, dict):
+        raise ConfigError(f"{place}: must be a mapping. Received: {values!r}.")
+    preset = values.get("preset", "paper")
+    if preset not in presets:
+        raise ConfigError(
+            f"{place}.preset: must be one of {sorted(presets)}. "
+            f"Received: {preset!r}."
+        )
+    changes = {key: val for key, val in values.items() if key != "preset"}
+    return to_values(presets[preset]) | changes
+
+
+def _require_unique(what, names):
+    repeated = sorted({name for name in names if names.count(name) > 1})
+    if repeated:
+        raise ValueError(
+            f"The {what} must differ; give each name once. "
+            f"Received twice: {repeated}."
+        )
+
+
+def _problem(problem):
+    place = ".".join(str(part) for part in problem["loc"]) or "(top level)"
+    if problem["type"] == "missing":
+        return f"  {place}: is missing."
+    if problem["type"] == "unexpected_keyword_argument":
+        return f"  {place}: is not a setting; check the spelling."
+    message = problem["msg"].removeprefix("Value error, ")
+    received = repr(problem["input"])
+    if problem["type"] == "value_error" or len(received) > 80:
+        return f"  {place}: {message}"
+    return f"  {place}: {message}. Received: {received}."

@@ -1,0 +1,132 @@
+"""One object from tables to batches, for notebooks and pipeline alike."""
+
+import dataclasses
+import json
+import os
+import pathlib
+
+import tensorflow as tf
+
+from m2m_tf import files
+from m2m_tf.config import DatasetSpec
+from m2m_tf.data import input_pipeline, panel, tfds_builder, windows
+from m2m_tf.features import Preprocessor, fit_preprocessor
+
+_PREPROCESSOR_FILE = "preprocessor.json"
+
+
+@dataclasses.dataclass(frozen=True)
+class ForecastData:
+    """A dataset that is ready to train on.
+
+    Args:
+        spec: The dataset spec.
+        records: Dataset of series records.
+        preprocessor: Fitted on the training days.
+
+    Example:
+
+    >>> data = ForecastData.prepare(DatasetSpec.load("spec.yaml"), "records")
+    >>> model.fit(data.train(512), validation_data=data.validation(512))
+    """
+
+    spec: DatasetSpec
+    records: tf.data.Dataset
+    preprocessor: Preprocessor
+
+    @classmethod
+    def prepare(
+        cls, spec: DatasetSpec, folder: str | os.PathLike
+    ) -> "ForecastData":
+        """Validates the tables, writes records and fits the preprocessor.
+
+        What already lies in `folder` for this spec is used as it is.
+
+        Raises:
+            DataValidationError: If the tables break the data contract.
+            SplitError: If a split would be empty.
+        """
+        folder = pathlib.Path(folder)
+        summary = panel.validate_tables(spec)
+        builder = tfds_builder.prepare_records(spec, folder, summary.entities)
+        records = tfds_builder.read_records(builder)
+        path = pathlib.Path(builder.data_dir) / _PREPROCESSOR_FILE
+        if not path.exists():
+            preprocessor = fit_preprocessor(spec, records)
+            files.write_text(path, json.dumps(preprocessor.get_config()))
+        return cls.load(spec, folder)
+
+    @classmethod
+    def load(
+        cls, spec: DatasetSpec, folder: str | os.PathLike
+    ) -> "ForecastData":
+        """Opens what `prepare` has written for this spec."""
+        builder = tfds_builder.PanelSeries(spec=spec, data_dir=folder)
+        path = pathlib.Path(builder.data_dir) / _PREPROCESSOR_FILE
+        config = json.loads(path.read_text(encoding="utf-8"))
+        return cls(
+            spec,
+            tfds_builder.read_records(builder),
+            Preprocessor.from_config(config),
+        )
+
+    @property
+    def splits(self) -> windows.Splits:
+        """Cutoffs of each split."""
+        return windows.make_splits(self.spec)
+
+    def num_samples(self, split: str) -> int:
+        """Samples of a split."""
+        return self.preprocessor.statistics.num_samples[split]
+
+    def train(
+        self,
+        batch_size: int,
+        shuffle_rows: int = 16384,
+        seed: int = 0,
+        epoch: tf.Variable | None = None,
+    ) -> tf.data.Dataset:
+        """Shuffled training batches, see `input_pipeline.training_batches`."""
+        count = self.num_samples("train")
+        # A set smaller than one batch still trains, in one step an epoch.
+        batch_size = min(batch_size, count)
+        batches = input_pipeline.training_batches(
+            self.records,
+            self.spec,
+            self.preprocessor,
+            self.splits.train,
+            batch_size,
+            shuffle_rows,
+            seed,
+            epoch,
+        )
+        return batches.apply(
+            tf.data.experimental.assert_cardinality(count // batch_size)
+        )
+
+    def validation(self, batch_size: int) -> tf.data.Dataset:
+        """Every validation sample, in order."""
+        return self._in_order("validation", batch_size)
+
+    def test(self, batch_size: int) -> tf.data.Dataset:
+        """Every test sample, in order."""
+        return self._in_order("test", batch_size)
+
+    def raw(self, split: str, batch_size: int) -> tf.data.Dataset:
+        """Every sample of a split as raw features, entity and labels."""
+        return input_pipeline.raw_batches(
+            self.records, self.spec, getattr(self.splits, split), batch_size
+        )
+
+    def _in_order(self, split, batch_size):
+        batches = input_pipeline.evaluation_batches(
+            self.records,
+            self.spec,
+            self.preprocessor,
+            getattr(self.splits, split),
+            batch_size,
+        )
+        steps = -(-self.num_samples(split) // batch_size)
+        return batches.apply(tf.data.experimental.assert_cardinality(steps))
+
+

@@ -1,0 +1,508 @@
+"""Reads and validates the three tables of the data contract.
+
+`validate_tables` reports every problem of every table at once, each with file,
+column, row count and an example. `iter_records` turns valid tables into one
+record per entity, a bounded number of rows at a time.
+"""
+
+import dataclasses
+import datetime
+import math
+import pathlib
+from collections.abc import Iterator
+
+import numpy as np
+import polars as pl
+
+from m2m_tf.config import AttributeColumns, DatasetSpec
+from m2m_tf.data import schema, windows
+
+# Panel rows that `iter_records` holds at a time.
+_CHUNK_ROWS = 2_000_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Problem:
+    """One thing wrong with a table."""
+
+    file: str
+    column: str
+    count: int
+    message: str
+    example: str
+
+    def __str__(self):
+        return (
+            f"{self.file}, column {self.column}: {self.message} "
+            f"({self.count} rows; example: {self.example})"
+        )
+
+
+class DataValidationError(ValueError):
+    """Tables that break the data contract.
+
+    Attributes:
+        problems: List of `Problem`.
+    """
+
+    def __init__(self, problems):
+        self.problems = list(problems)
+        lines = [f"  {problem}" for problem in self.problems]
+        super().__init__(
+            f"The tables break the data contract in {len(lines)} places:\n"
+            + "\n".join(lines)
+        )
+
+
+@dataclasses.dataclass(frozen=True)
+class Summary:
+    """What a valid dataset holds, for people."""
+
+    entities: int
+    scenarios: int
+    pairs: int
+    panel_rows: int
+    first_day: datetime.date
+    last_day: datetime.date
+    cutoffs: dict[str, int]
+
+    def __str__(self):
+        cutoffs = ", ".join(f"{k} {v}" for k, v in self.cutoffs.items())
+        return (
+            f"{self.entities:,} entities, {self.scenarios} scenarios, "
+            f"{self.pairs:,} pairs, {self.panel_rows:,} panel rows, "
+            f"{self.first_day} to {self.last_day}; cutoffs: {cutoffs}"
+        )
+
+
+def scan_table(path: pathlib.Path) -> pl.LazyFrame:
+    """Opens a Parquet or CSV file lazily; CSV values come as strings.
+
+    Raises:
+        FileNotFoundError: If there is no such file.
+        ValueError: If the file's ending is neither .parquet nor .csv.
+    """
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path}: there is no such table. Check the path in the spec "
+            "(paths are relative to the spec's folder)."
+        )
+    if path.suffix == ".parquet":
+        return pl.scan_parquet(path)
+    if path.suffix == ".csv":
+        return pl.scan_csv(path, infer_schema=False)
+    raise ValueError(
+        f"{path}: tables are .parquet or .csv files. Received: "
+        f"{path.suffix or 'no ending'}."
+    )
+
+
+def read_panel(spec: DatasetSpec) -> pl.LazyFrame:
+    """The panel with keys as strings, `date` as Date, values as Float32."""
+    frame = scan_table(spec.panel)
+    dtypes = frame.collect_schema()
+    return frame.select(
+        pl.col(spec.entity).cast(pl.String),
+        pl.col(spec.scenario).cast(pl.String),
+        _date(spec.date, dtypes[spec.date]),
+        *[
+            pl.col(name).cast(pl.Float32, strict=False)
+            for name in spec.value_columns
+        ],
+    )
+
+
+def read_profile(spec: DatasetSpec) -> pl.DataFrame:
+    """The profile: entity id, categorical (String), numeric (Float32)."""
+    return _read_attributes(spec.profile, spec.entity, spec.profile_columns)
+
+
+def read_scenarios(spec: DatasetSpec) -> pl.DataFrame:
+    """The scenario table: id, categorical (String), numeric (Float32)."""
+    return _read_attributes(
+        spec.scenarios, spec.scenario, spec.scenario_columns
+    )
+
+
+def validate_tables(spec: DatasetSpec) -> Summary:
+    """Checks the tables against the data contract (docs: DESIGN.md).
+
+    Returns:
+        A `Summary` of the valid dataset.
+
+    Raises:
+        DataValidationError: With every problem found.
+        FileNotFoundError, ValueError: If a file cannot be opened at all.
+        SplitError: If the dates leave a split empty.
+    """
+    splits = windows.make_splits(spec)
+    problems, complete = _table_problems(spec)
+    if complete["panel"]:
+        problems += _range_problems(spec)
+        if complete["scenarios"]:
+            problems += _unlisted(spec, spec.scenario, spec.scenarios)
+        if complete["profile"]:
+            problems += _unlisted(spec, spec.entity, spec.profile)
+        if not problems:
+            problems += _empty_tasks(spec)
+    if problems:
+        raise DataValidationError(problems)
+    return _summarise(spec, splits)
+
+
+def validate_for_scoring(spec: DatasetSpec) -> None:
+    """Checks the rows from `spec.start` to `spec.end` before scoring them.
+
+    Unlike `validate_tables` it accepts days outside the spec (they are not
+    read), entities and scenarios that no attribute table lists (they are
+    scored as unknown ones), and any number of days.
+
+    Raises:
+        DataValidationError: With every problem found.
+    """
+    problems, _ = _table_problems(spec)
+    if problems:
+        raise DataValidationError(problems)
+
+
+def _table_problems(spec):
+    """Problems of single tables, and which tables have all columns."""
+    problems = []
+    columns = {
+        "panel": (spec.entity, spec.scenario, spec.date, *spec.value_columns),
+        "profile": (spec.entity, *spec.profile_columns.names),
+        "scenarios": (spec.scenario, *spec.scenario_columns.names),
+    }
+    complete = {}
+    for table, names in columns.items():
+        path = getattr(spec, table)
+        missing = _missing_columns(path, names)
+        problems += missing
+        complete[table] = not missing
+    if complete["profile"]:
+        problems += _attribute_problems(
+            spec.profile, spec.entity, spec.profile_columns
+        )
+    if complete["scenarios"]:
+        problems += _attribute_problems(
+            spec.scenarios, spec.scenario, spec.scenario_columns
+        )
+    if complete["panel"]:
+        problems += _panel_problems(spec)
+    return problems, complete
+
+
+def iter_records(
+    spec: DatasetSpec,
+    every_scenario: bool = False,
+    chunk_rows: int = _CHUNK_ROWS,
+) -> Iterator[dict]:
+    """Yields one record per entity (`schema.record_tensors`), NumPy values.
+
+    Args:
+        spec: The dataset spec.
+        every_scenario: Whether a record holds each scenario of the scenario
+            table and of the panel, and each entity of the profile, with zeros
+            where the panel has no row (scoring); otherwise only the pairs
+            that the panel holds (training).
+        chunk_rows: Panel rows held at a time, about.
+    """
+    panel = read_panel(spec).filter(
+        pl.col(spec.date).is_between(spec.start, spec.end)
+    )
+    scenarios = _scenario_table(spec)
+    profile = read_profile(spec)
+    num_rows = panel.select(pl.len()).collect().item()
+    num_chunks = max(1, math.ceil(num_rows / chunk_rows))
+    for chunk in range(num_chunks):
+        in_chunk = pl.col(spec.entity).hash(seed=0) % num_chunks == chunk
+        rows = panel.filter(in_chunk).collect()
+        rows = rows.with_columns(
+            (pl.col(spec.date) - spec.start).dt.total_days().alias("_day")
+        ).sort(spec.entity, spec.scenario, "_day")
+        attributes = profile.filter(in_chunk)
+        yield from _chunk_records(
+            spec, rows, attributes, scenarios, every_scenario
+        )
+
+
+def _chunk_records(spec, rows, profile, scenarios, every_scenario):
+    by_entity = {
+        key[0]: frame
+        for key, frame in rows.partition_by(
+            spec.entity, as_dict=True, maintain_order=True
+        ).items()
+    }
+    attributes = {
+        row[spec.entity]: row for row in profile.iter_rows(named=True)
+    }
+    entities = sorted(set(by_entity) | set(attributes)) if every_scenario else (
+        sorted(by_entity)
+    )
+    unknown = {name: "" for name in spec.profile_columns.categorical} | {
+        name: 0.0 for name in spec.profile_columns.numeric
+    }
+    table = {row[spec.scenario]: row for row in scenarios.iter_rows(named=True)}
+    for entity in entities:
+        frame = by_entity.get(entity)
+        if every_scenario:
+            names = list(table)
+        else:
+            names = frame[spec.scenario].unique(maintain_order=True).to_list()
+        values = np.zeros(
+            (len(names), spec.num_days, len(spec.value_columns)), np.float32
+        )
+        if frame is not None:
+            position = {name: index for index, name in enumerate(names)}
+            index = frame[spec.scenario].replace_strict(position).to_numpy()
+            values[index, frame["_day"].to_numpy()] = frame.select(
+                spec.value_columns
+            ).to_numpy()
+        record = {
+            schema.ENTITY: entity,
+            schema.SCENARIO: np.array(names, object),
+            schema.VALUES: values,
+        }
+        for name in spec.scenario_columns.names:
+            numeric = name in spec.scenario_columns.numeric
+            record[schema.SCENARIO_PREFIX + name] = np.array(
+                [table[key][name] for key in names],
+                np.float32 if numeric else object,
+            )
+        known = attributes.get(entity, unknown)
+        for name in spec.profile_columns.names:
+            record[schema.PROFILE_PREFIX + name] = known[name]
+        yield record
+
+
+def _scenario_table(spec):
+    """The scenario table, with rows for panel scenarios it does not list.
+
+    Validated tables list them all; scoring accepts new ones, with attributes
+    unknown (empty, NaN), which fall to the out-of-vocabulary rows.
+    """
+    table = read_scenarios(spec)
+    seen = read_panel(spec).select(pl.col(spec.scenario).unique()).collect()
+    new = seen.join(table, on=spec.scenario, how="anti").sort(spec.scenario)
+    new = new.with_columns(
+        *[pl.lit("").alias(n) for n in spec.scenario_columns.categorical],
+        *[
+            pl.lit(float("nan"), pl.Float32).alias(n)
+            for n in spec.scenario_columns.numeric
+        ],
+    )
+    return pl.concat([table, new.select(table.columns)])
+
+
+def _date(name, dtype):
+    if dtype == pl.String:
+        return pl.col(name).str.to_date("%Y-%m-%d", strict=False)
+    return pl.col(name).cast(pl.Date, strict=False)
+
+
+def _read_attributes(path, key, columns: AttributeColumns):
+    return (
+        scan_table(path)
+        .select(
+            pl.col(key).cast(pl.String),
+            *[
+                pl.col(n).cast(pl.String).fill_null("")
+                for n in columns.categorical
+            ],
+            *[pl.col(n).cast(pl.Float32, strict=False) for n in columns.numeric],
+        )
+        .sort(key)
+        .collect()
+    )
+
+
+def _missing_columns(path, names):
+    present = scan_table(path).collect_schema().names()
+    return [
+        Problem(
+            path.name,
+            name,
+            0,
+            "is missing; add it or correct the spec",
+            f"columns present: {present}",
+        )
+        for name in names
+        if name not in present
+    ]
+
+
+def _find(frame, path, column, wrong, message, show=None):
+    """Zero or one `Problem`: rows of `frame` where `wrong` holds."""
+    shown = pl.col(column) if show is None else show
+    found = frame.filter(wrong).select(
+        pl.len().alias("count"), shown.first().cast(pl.String).alias("example")
+    ).collect()
+    count, example = found.row(0)
+    if not count:
+        return []
+    return [Problem(path.name, column, count, message, str(example))]
+
+
+def _number_problems(frame, path, columns):
+    """Values that are no finite number."""
+    problems = []
+    for name in columns:
+        value = pl.col(name).cast(pl.Float64, strict=False)
+        problems += _find(
+            frame,
+            path,
+            name,
+            value.is_null() | ~value.is_finite(),
+            "has values that are missing, NaN, infinite or not numbers",
+        )
+    return problems
+
+
+def _key_problems(frame, path, key):
+    """Missing or repeated keys of an attribute table."""
+    repeated = frame.group_by(pl.col(key).cast(pl.String)).len()
+    return _find(
+        frame,
+        path,
+        key,
+        pl.col(key).is_null() | (pl.col(key).cast(pl.String) == ""),
+        "has empty ids",
+    ) + _find(
+        repeated, path, key, pl.col("len") > 1, "lists an id more than once"
+    )
+
+
+def _attribute_problems(path, key, columns):
+    frame = scan_table(path)
+    return _key_problems(frame, path, key) + _number_problems(
+        frame, path, columns.numeric
+    )
+
+
+def _panel_problems(spec):
+    frame, path = scan_table(spec.panel), spec.panel
+    dtype = frame.collect_schema()[spec.date]
+    date = _date(spec.date, dtype)
+    problems = []
+    for key in (spec.entity, spec.scenario):
+        problems += _find(
+            frame,
+            path,
+            key,
+            pl.col(key).is_null() | (pl.col(key).cast(pl.String) == ""),
+            "has empty ids",
+        )
+    problems += _find(
+        frame,
+        path,
+        spec.date,
+        date.is_null(),
+        "has dates that are missing or not written YYYY-MM-DD",
+    )
+    if isinstance(dtype, pl.Datetime):
+        zoned = pl.lit(dtype.time_zone is not None)
+        midnight = pl.col(spec.date).dt.time() == pl.time(0)
+        problems += _find(
+            frame,
+            path,
+            spec.date,
+            zoned | ~midnight,
+            "holds instants, not days; convert them to the local trading day "
+            "first",
+        )
+    problems += _find(
+        frame.group_by(
+            pl.col(spec.entity).cast(pl.String),
+            pl.col(spec.scenario).cast(pl.String),
+            date,
+        ).len(),
+        path,
+        f"({spec.entity}, {spec.scenario}, {spec.date})",
+        (pl.col("len") > 1) & pl.col(spec.date).is_not_null(),
+        "keys stand on more than one row; add the rows up",
+        show=pl.format(
+            "{}, {}, {}",
+            pl.col(spec.entity),
+            pl.col(spec.scenario),
+            pl.col(spec.date),
+        ),
+    )
+    problems += _number_problems(frame, path, spec.value_columns)
+    for name in dict.fromkeys(task.column for task in spec.tasks):
+        problems += _find(
+            frame,
+            path,
+            name,
+            pl.col(name).cast(pl.Float64, strict=False) < 0,
+            "is a label and must not be negative",
+        )
+    return problems
+
+
+def _range_problems(spec):
+    frame = scan_table(spec.panel)
+    date = _date(spec.date, frame.collect_schema()[spec.date])
+    return _find(
+        frame,
+        spec.panel,
+        spec.date,
+        ~date.is_between(spec.start, spec.end),
+        f"has dates outside {spec.start} to {spec.end}; correct the rows or "
+        "`start` and `end` of the spec",
+    )
+
+
+def _unlisted(spec, key, path):
+    """Panel ids that an attribute table does not list."""
+    ids = pl.col(key).cast(pl.String)
+    rows = scan_table(spec.panel).select(ids).drop_nulls()
+    listed = scan_table(path).select(ids)
+    return _find(
+        rows.join(listed, on=key, how="anti"),
+        spec.panel,
+        key,
+        pl.lit(True),
+        f"has ids that {path.name} does not list; add them there",
+    )
+
+
+def _empty_tasks(spec):
+    """Tasks without a positive label in the training label days."""
+    splits = windows.make_splits(spec)
+    first = windows.date_of(spec, splits.train[0] + 1)
+    last = windows.date_of(spec, windows.last_fit_day(spec))
+    rows = read_panel(spec).filter(pl.col(spec.date).is_between(first, last))
+    columns = list(dict.fromkeys(task.column for task in spec.tasks))
+    totals = rows.select(pl.col(columns).sum()).collect()
+    return [
+        Problem(
+            spec.panel.name,
+            task.column,
+            0,
+            f"is zero on every training label day ({first} to {last}), so "
+            f"task {task.name!r} cannot be learned; drop the task or give "
+            "more data",
+            "0",
+        )
+        for task in spec.tasks
+        if totals[task.column][0] <= 0
+    ]
+
+
+def _summarise(spec, splits):
+    panel = read_panel(spec)
+    pair = pl.struct(spec.entity, spec.scenario)
+    counts = panel.select(
+        pl.col(spec.entity).n_unique().alias("entities"),
+        pl.col(spec.scenario).n_unique().alias("scenarios"),
+        pair.n_unique().alias("pairs"),
+        pl.len().alias("panel_rows"),
+        pl.col(spec.date).min().alias("first_day"),
+        pl.col(spec.date).max().alias("last_day"),
+    ).collect()
+    return Summary(
+        **counts.row(0, named=True),
+        cutoffs={
+            name: len(getattr(splits, name)) for name in windows.SPLIT_NAMES
+        },
+    )

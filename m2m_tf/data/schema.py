@@ -1,0 +1,172 @@
+"""Names, shapes and dtypes of everything that flows, in one place; no I/O.
+
+Three forms of a sample, in the order in which it flows:
+
+1. A *record* holds one entity's whole history, `[scenario, day, column]`.
+2. *Raw features* are one (entity, scenario, cutoff): named tensors before
+   discretisation. Serving signatures take exactly these.
+3. *Model inputs* are what `Preprocessor` makes of raw features.
+"""
+
+import dataclasses
+
+from m2m_tf.config import DatasetSpec
+
+# Keys of a record and, where they recur, of raw features.
+ENTITY = "entity"
+SCENARIO = "scenario"
+CUTOFF = "cutoff"
+VALUES = "values"
+DAYS_OBSERVED = "days_observed"
+BEHAVIOR_SEQUENCE = "behavior_sequence"
+PERFORMANCE_SEQUENCE = "performance_sequence"
+KNOWN_FUTURE = "known_future"
+PROFILE_PREFIX = "profile_"
+SCENARIO_PREFIX = "scenario_"
+TOTAL_PREFIX = "total_"
+
+# Keys of model inputs that have no raw namesake.
+SEQUENCE_MASK = "sequence_mask"
+SCENARIO_FEATURES = "scenario_features"
+PROFILE_FEATURES = "profile_features"
+DENSE_FEATURES = "dense_features"
+LOG_HISTORY = "log_history"
+
+# Index that categorical values not seen in training fall to.
+OUT_OF_VOCABULARY = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Tensor:
+    """Shape without the batch axis, and dtype (a NumPy name or `"string"`)."""
+
+    shape: tuple[int, ...]
+    dtype: str
+
+
+@dataclasses.dataclass(frozen=True)
+class ModelInputSpec:
+    """Sizes that a model builder needs; made by `Preprocessor`.
+
+    Args:
+        lookback: Days of a sequence.
+        horizon: Days predicted.
+        task_names: Names of the outputs.
+        behavior_sizes: Ids of each behavior column.
+        performance_sizes: Ids of each performance column.
+        scenario_sizes: Ids of the scenario and of each of its attributes.
+        profile_sizes: Ids of each profile attribute.
+        known_future_sizes: Ids of each known-future column; may be empty.
+        num_dense_features: Width of the dense features.
+        num_history_levels: Levels of each task in `log_history`.
+    """
+
+    lookback: int
+    horizon: int
+    task_names: tuple[str, ...]
+    behavior_sizes: tuple[int, ...]
+    performance_sizes: tuple[int, ...]
+    scenario_sizes: tuple[int, ...]
+    profile_sizes: tuple[int, ...]
+    known_future_sizes: tuple[int, ...]
+    num_dense_features: int
+    num_history_levels: int
+
+    def tensors(self) -> dict[str, Tensor]:
+        """Name → shape and dtype of each model input."""
+        tensors = {
+            BEHAVIOR_SEQUENCE: Tensor(
+                (self.lookback, len(self.behavior_sizes)), "int32"
+            ),
+            PERFORMANCE_SEQUENCE: Tensor(
+                (self.lookback, len(self.performance_sizes)), "int32"
+            ),
+            SEQUENCE_MASK: Tensor((self.lookback,), "bool"),
+            SCENARIO_FEATURES: Tensor((len(self.scenario_sizes),), "int32"),
+            PROFILE_FEATURES: Tensor((len(self.profile_sizes),), "int32"),
+            DENSE_FEATURES: Tensor((self.num_dense_features,), "float32"),
+            LOG_HISTORY: Tensor(
+                (len(self.task_names), self.num_history_levels), "float32"
+            ),
+        }
+        if not self.profile_sizes:
+            del tensors[PROFILE_FEATURES]
+        if self.known_future_sizes:
+            tensors[KNOWN_FUTURE] = Tensor(
+                (self.horizon, len(self.known_future_sizes)), "int32"
+            )
+        return tensors
+
+
+def behavior_names(spec: DatasetSpec) -> tuple[str, ...]:
+    """Columns of `behavior_sequence`, totals over scenarios last."""
+    return _with_totals(spec, spec.behavior)
+
+
+def performance_names(spec: DatasetSpec) -> tuple[str, ...]:
+    """Columns of `performance_sequence`, totals over scenarios last."""
+    return _with_totals(spec, spec.performance)
+
+
+def attribute_tensors(columns, prefix: str) -> dict[str, Tensor]:
+    """Name → scalar tensor of each attribute column."""
+    return {
+        prefix + name: Tensor(
+            (), "string" if name in columns.categorical else "float32"
+        )
+        for name in columns.names
+    }
+
+
+def raw_features(spec: DatasetSpec) -> dict[str, Tensor]:
+    """Name → shape and dtype of each raw feature of one sample.
+
+    `cutoff` is in days since 1970-01-01; `days_observed` says how many of the
+    sequences' last days are real (the first ones of a short history are
+    padding).
+    """
+    tensors = {
+        SCENARIO: Tensor((), "string"),
+        CUTOFF: Tensor((), "int64"),
+        DAYS_OBSERVED: Tensor((), "int64"),
+        BEHAVIOR_SEQUENCE: Tensor(
+            (spec.lookback, len(behavior_names(spec))), "float32"
+        ),
+        PERFORMANCE_SEQUENCE: Tensor(
+            (spec.lookback, len(performance_names(spec))), "float32"
+        ),
+    }
+    if spec.known_future:
+        tensors[KNOWN_FUTURE] = Tensor(
+            (spec.horizon, len(spec.known_future)), "float32"
+        )
+    return (
+        tensors
+        | attribute_tensors(spec.scenario_columns, SCENARIO_PREFIX)
+        | attribute_tensors(spec.profile_columns, PROFILE_PREFIX)
+    )
+
+
+def record_tensors(spec: DatasetSpec) -> dict[str, Tensor]:
+    """Name → shape and dtype of a record; None is its number of scenarios."""
+    scenario_tensors = attribute_tensors(
+        spec.scenario_columns, SCENARIO_PREFIX
+    )
+    return {
+        ENTITY: Tensor((), "string"),
+        SCENARIO: Tensor((None,), "string"),
+        VALUES: Tensor(
+            (None, spec.num_days, len(spec.value_columns)), "float32"
+        ),
+        **{
+            name: Tensor((None,), tensor.dtype)
+            for name, tensor in scenario_tensors.items()
+        },
+        **attribute_tensors(spec.profile_columns, PROFILE_PREFIX),
+    }
+
+
+def _with_totals(spec, names):
+    if not spec.cross_scenario_totals:
+        return names
+    return names + tuple(TOTAL_PREFIX + name for name in names)

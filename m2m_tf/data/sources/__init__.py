@@ -1,0 +1,1 @@
+"""Modules that make the tables of the data contract from one source each."""

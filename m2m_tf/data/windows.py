@@ -1,0 +1,216 @@
+"""The only code that knows past from future: cutoffs, splits, gaps, labels.
+
+A *cutoff* is the last day seen. Its inputs are the `lookback` days up to and
+including it, its labels the `horizon` days after it. Days are counted from the
+dataset's first day (day 0).
+"""
+
+import dataclasses
+import datetime
+import math
+
+import tensorflow as tf
+
+from m2m_tf.config import DatasetSpec, SplitDates
+from m2m_tf.data import schema
+
+EPOCH = datetime.date(1970, 1, 1)
+SPLIT_NAMES = ("train", "validation", "test")
+LABELS = "labels"
+
+
+class SplitError(ValueError):
+    """The dates of a spec leave a split without a cutoff."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Splits:
+    """Cutoffs (day numbers, ascending) of each split.
+
+    At least `horizon` days lie between the label periods of two splits
+    (section 5.1.1: "no less than one week").
+    """
+
+    train: tuple[int, ...]
+    validation: tuple[int, ...]
+    test: tuple[int, ...]
+
+
+def day_number(spec: DatasetSpec, date: datetime.date) -> int:
+    """Days from the dataset's first day to `date`."""
+    return (date - spec.start).days
+
+
+def date_of(spec: DatasetSpec, day: int) -> datetime.date:
+    """The calendar day of a day number."""
+    return spec.start + datetime.timedelta(days=int(day))
+
+
+def all_cutoffs(spec: DatasetSpec) -> tuple[int, ...]:
+    """Every `stride`-th day, counted back from the last one with full labels.
+
+    The first has a full lookback.
+    """
+    last = spec.num_days - 1 - spec.horizon
+    first = spec.lookback - 1
+    return tuple(range(last, first - 1, -spec.stride))[::-1]
+
+
+def make_splits(spec: DatasetSpec) -> Splits:
+    """Splits the cutoffs by time and keeps label periods apart.
+
+    Raises:
+        SplitError: If a split would be empty; says how many days there are
+            and how many are needed.
+    """
+    cutoffs = all_cutoffs(spec)
+    if not cutoffs:
+        raise SplitError(
+            f"The panel covers {spec.num_days} days ({spec.start} to "
+            f"{spec.end}), fewer than lookback + horizon = "
+            f"{spec.lookback + spec.horizon}. Give more days or a shorter "
+            "lookback."
+        )
+    if isinstance(spec.split, SplitDates):
+        train, validation, test = _split_by_dates(spec, cutoffs)
+    else:
+        train, validation, test = _split_by_shares(spec, cutoffs)
+    splits = Splits(train, validation, test)
+    for name in SPLIT_NAMES:
+        if not getattr(splits, name):
+            raise SplitError(
+                f"The {name} split is empty: {len(cutoffs)} cutoffs from "
+                f"{date_of(spec, cutoffs[0])} to "
+                f"{date_of(spec, cutoffs[-1])}, stride {spec.stride}. Give "
+                "more days, a smaller stride, or other split dates."
+            )
+    return splits
+
+
+def last_fit_day(spec: DatasetSpec) -> int:
+    """The last training label day: nothing fitted may see a later one."""
+    return make_splits(spec).train[-1] + spec.horizon
+
+
+def cut_windows(spec: DatasetSpec, record: dict, cutoffs) -> dict:
+    """Cuts one entity's record into samples, in TensorFlow ops.
+
+    Args:
+        spec: The dataset spec.
+        record: One record (`schema.record_tensors`).
+        cutoffs: Day numbers, int `[C]`.
+
+    Returns:
+        Dict of tensors with `S · C` rows, scenario-major: the raw features
+        (`schema.raw_features`), `entity`, `labels` `[rows, tasks]` and
+        `active` (bool: the sample meets `spec.activity`). Labels of a cutoff
+        whose horizon passes the last day are meaningless.
+    """
+    cutoffs = tf.convert_to_tensor(cutoffs, tf.int32)
+    seen = cutoffs[:, None] + tf.range(1 - spec.lookback, 1)
+    values = record[schema.VALUES]
+    # The rule: inputs are gathered from `seen`, whose last day is the cutoff.
+    past = tf.gather(values, tf.maximum(seen, 0), axis=1)
+    past = tf.where((seen >= 0)[None, :, :, None], past, 0.0)
+    features = _sequences(spec, past)
+    num_scenarios = tf.shape(values)[0]
+    num_rows = num_scenarios * tf.size(cutoffs)
+    features = {
+        name: tf.reshape(tensor, tf.concat([[num_rows], tensor.shape[2:]], 0))
+        for name, tensor in features.items()
+    }
+    first_day = (spec.start - EPOCH).days
+    per_cutoff = {
+        schema.CUTOFF: tf.cast(cutoffs + first_day, tf.int64),
+        schema.DAYS_OBSERVED: tf.cast(
+            tf.minimum(cutoffs + 1, spec.lookback), tf.int64
+        ),
+    }
+    for name, tensor in per_cutoff.items():
+        features[name] = tf.tile(tensor, [num_scenarios])
+    for name, tensor in record.items():
+        if name == schema.VALUES:
+            continue
+        if name == schema.SCENARIO or name.startswith(schema.SCENARIO_PREFIX):
+            features[name] = tf.repeat(tensor, tf.size(cutoffs))
+        else:
+            features[name] = tf.repeat(tensor[None], num_rows)
+    features["active"] = tf.reshape(_is_active(spec, past), [num_rows])
+    labels = _labels(spec, values, cutoffs)
+    features[LABELS] = tf.reshape(labels, [num_rows, len(spec.tasks)])
+    return features
+
+
+def _split_by_shares(spec, cutoffs):
+    """Shares of the cutoffs that are left when the gaps are taken out."""
+    # From the last cutoff of one split to the first of the next lie the label
+    # days of the one and a gap of `horizon` days.
+    skipped = math.ceil(2 * spec.horizon / spec.stride) - 1
+    usable = max(0, len(cutoffs) - 2 * skipped)
+    num_train = round(spec.split.train * usable)
+    num_validation = round(spec.split.validation * usable)
+    first = num_train + skipped
+    second = first + num_validation + skipped
+    return (
+        cutoffs[:num_train],
+        cutoffs[first : first + num_validation],
+        cutoffs[second:],
+    )
+
+
+def _split_by_dates(spec, cutoffs):
+    """Splits whose labels end by the given dates, with gaps between them."""
+    train_end = day_number(spec, spec.split.train_end)
+    validation_end = day_number(spec, spec.split.validation_end)
+    train = tuple(c for c in cutoffs if c + spec.horizon <= train_end)
+    later = tuple(c for c in cutoffs if c >= train_end + spec.horizon)
+    validation = tuple(c for c in later if c + spec.horizon <= validation_end)
+    test = tuple(c for c in later if c >= validation_end + spec.horizon)
+    return train, validation, test
+
+
+def _columns(spec, names):
+    return [spec.value_columns.index(name) for name in names]
+
+
+def _sequences(spec, past):
+    """Splits `past` `[S, C, L, F]` into the sequences by role."""
+    groups = {
+        schema.BEHAVIOR_SEQUENCE: spec.behavior,
+        schema.PERFORMANCE_SEQUENCE: spec.performance,
+    }
+    sequences = {}
+    for name, columns in groups.items():
+        own = tf.gather(past, _columns(spec, columns), axis=-1)
+        if spec.cross_scenario_totals:
+            total = tf.reduce_sum(own, axis=0, keepdims=True)
+            own = tf.concat([own, tf.broadcast_to(total, tf.shape(own))], -1)
+            own.set_shape([None, None, spec.lookback, 2 * len(columns)])
+        sequences[name] = own
+    if spec.known_future:
+        # A value on day d concerns day d + horizon: the last `horizon` days
+        # seen tell of the days to be predicted.
+        sequences[schema.KNOWN_FUTURE] = tf.gather(
+            past[:, :, -spec.horizon :],
+            _columns(spec, spec.known_future),
+            axis=-1,
+        )
+    return sequences
+
+
+def _is_active(spec, past):
+    if spec.activity is None:
+        return tf.ones(tf.shape(past)[:2], tf.bool)
+    (column,) = _columns(spec, [spec.activity])
+    return tf.reduce_any(past[..., column] != 0, axis=-1)
+
+
+def _labels(spec, values, cutoffs):
+    """Labels `[S, C, tasks]` from the `horizon` days after each cutoff."""
+    future = cutoffs[:, None] + tf.range(1, spec.horizon + 1)
+    future = tf.minimum(future, tf.shape(values)[1] - 1)
+    columns = _columns(spec, [task.column for task in spec.tasks])
+    daily = tf.gather(tf.gather(values, columns, axis=-1), future, axis=1)
+    labels = tf.reduce_sum(daily, axis=2)
+    binary = tf.constant([task.kind == "binary" for task in spec.tasks])
+    return tf.where(binary, tf.cast(labels > 0, labels.dtype), labels)

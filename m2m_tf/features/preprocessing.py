@@ -1,0 +1,422 @@
+"""Raw features → model inputs: discretisation, vocabularies, levels.
+
+Everything fitted comes from days up to the last training label day. The same
+`Preprocessor` runs in the input pipeline and inside the exported model.
+"""
+
+import dataclasses
+
+import keras
+import numpy as np
+import polars as pl
+import tensorflow as tf
+
+from m2m_tf.config import DatasetSpec, parse, to_values
+from m2m_tf.data import input_pipeline, panel, schema, windows
+
+NUM_BUCKETS = 32
+# Ids of a discretised column before its quantile buckets.
+_MISSING, _ZERO, _FIRST_BUCKET = 0, 1, 2
+# Floor of a history level, as a share of the task's mean label: the level of
+# an entity without history is small, not minus infinity.
+_LEVEL_FLOOR = 0.05
+_FIT_BATCH = 2048
+
+
+@dataclasses.dataclass(frozen=True)
+class Statistics:
+    """All that is fitted, as plain values.
+
+    Args:
+        edges: Column → ascending bucket edges of its non-zero values.
+        vocabularies: Categorical raw feature → values seen in training.
+        dense_mean: Mean of each dense feature.
+        dense_std: Standard deviation of each dense feature.
+        label_means: Mean training label of each task.
+        num_samples: Samples of each split.
+    """
+
+    edges: dict[str, list[float]]
+    vocabularies: dict[str, list[str]]
+    dense_mean: list[float]
+    dense_std: list[float]
+    label_means: list[float]
+    num_samples: dict[str, int]
+
+
+@keras.saving.register_keras_serializable("m2m_tf")
+class Preprocessor(keras.layers.Layer):
+    """Turns raw features into model inputs (paper, section 4.1.1).
+
+    Continuous columns become ids: 0 for missing or padded, 1 for zero, then
+    quantile buckets of the non-zero training values. Categories become ids
+    with 0 for values not seen in training. Dense features are standardised
+    signed log totals, calendar terms and numeric attributes. `log_history`
+    holds, for each task, the logs of its lookback total (scaled to `horizon`
+    days) and of its last `horizon` days.
+
+    Args:
+        spec: A `DatasetSpec`, or its plain values.
+        statistics: A `Statistics`, or its plain values.
+
+    Call arguments:
+        raw: Dict of tensors `[batch, ...]`, see `schema.raw_features`.
+
+    Output:
+        Dict of tensors `[batch, ...]`, see `ModelInputSpec.tensors`.
+    """
+
+    def __init__(self, spec, statistics, **kwargs):
+        kwargs.setdefault("dtype", "float32")
+        super().__init__(trainable=False, **kwargs)
+        self.spec = (
+            spec
+            if isinstance(spec, DatasetSpec)
+            else parse(DatasetSpec, spec)
+        )
+        self.statistics = (
+            statistics
+            if isinstance(statistics, Statistics)
+            else Statistics(**statistics)
+        )
+        self._lookups = {
+            name: keras.layers.StringLookup(vocabulary=vocabulary)
+            for name, vocabulary in self.statistics.vocabularies.items()
+        }
+        self.built = True
+
+    def build(self, *_, **__):
+        """Nothing to build: the statistics are the whole state."""
+
+    def call(self, raw):
+        spec = self.spec
+        mask = _sequence_mask(raw[schema.DAYS_OBSERVED], spec.lookback)
+        behavior = raw[schema.BEHAVIOR_SEQUENCE]
+        performance = raw[schema.PERFORMANCE_SEQUENCE]
+        inputs = {
+            schema.SEQUENCE_MASK: mask,
+            schema.BEHAVIOR_SEQUENCE: self._discretize(
+                behavior, schema.behavior_names(spec), mask
+            ),
+            schema.PERFORMANCE_SEQUENCE: self._discretize(
+                performance, schema.performance_names(spec), mask
+            ),
+            schema.SCENARIO_FEATURES: self._attributes(
+                raw, spec.scenario_columns, schema.SCENARIO_PREFIX, True
+            ),
+            schema.DENSE_FEATURES: self._dense(raw),
+            schema.LOG_HISTORY: self._log_history(raw),
+        }
+        if spec.profile_columns.names:
+            inputs[schema.PROFILE_FEATURES] = self._attributes(
+                raw, spec.profile_columns, schema.PROFILE_PREFIX, False
+            )
+        if spec.known_future:
+            days = mask[:, -spec.horizon :]
+            inputs[schema.KNOWN_FUTURE] = self._discretize(
+                raw[schema.KNOWN_FUTURE], spec.known_future, days
+            )
+        return inputs
+
+    @property
+    def model_inputs(self) -> schema.ModelInputSpec:
+        """Sizes of the model inputs that this preprocessor makes."""
+        spec = self.spec
+
+        def attribute_sizes(columns, prefix):
+            return tuple(
+                self._num_categories(prefix + name)
+                for name in columns.categorical
+            ) + tuple(self._num_ids(prefix + name) for name in columns.numeric)
+
+        return schema.ModelInputSpec(
+            lookback=spec.lookback,
+            horizon=spec.horizon,
+            task_names=spec.task_names,
+            behavior_sizes=tuple(
+                self._num_ids(name) for name in schema.behavior_names(spec)
+            ),
+            performance_sizes=tuple(
+                self._num_ids(name) for name in schema.performance_names(spec)
+            ),
+            scenario_sizes=(
+                self._num_categories(schema.SCENARIO),
+                *attribute_sizes(spec.scenario_columns, schema.SCENARIO_PREFIX),
+            ),
+            profile_sizes=attribute_sizes(
+                spec.profile_columns, schema.PROFILE_PREFIX
+            ),
+            known_future_sizes=tuple(
+                self._num_ids(name) for name in spec.known_future
+            ),
+            num_dense_features=len(self.statistics.dense_mean),
+            num_history_levels=2,
+        )
+
+    @property
+    def scenario_names(self) -> tuple[str, ...]:
+        """Scenarios by id; the first stands for all unknown ones."""
+        known = self.statistics.vocabularies[schema.SCENARIO]
+        return ("(unknown)", *known)
+
+    def task_weights(self) -> dict[str, float]:
+        """λ_t of each task (eq. 19), with `inverse_mean` resolved."""
+        return {
+            task.name: 1.0 / mean if task.weight == "inverse_mean" else (
+                task.weight
+            )
+            for task, mean in zip(
+                self.spec.tasks, self.statistics.label_means, strict=True
+            )
+        }
+
+    def compute_output_spec(self, raw):
+        batch = raw[schema.CUTOFF].shape[0]
+        return {
+            name: keras.KerasTensor((batch, *tensor.shape), tensor.dtype)
+            for name, tensor in self.model_inputs.tensors().items()
+        }
+
+    def get_config(self):
+        config = super().get_config()
+        config.pop("trainable", None)
+        return config | {
+            "spec": to_values(self.spec),
+            "statistics": dataclasses.asdict(self.statistics),
+        }
+
+    def _num_ids(self, column):
+        return _FIRST_BUCKET + len(self.statistics.edges[column]) + 1
+
+    def _num_categories(self, name):
+        return len(self.statistics.vocabularies[name]) + 1
+
+    def _discretize(self, values, columns, mask):
+        ids = [
+            self._bucketize(values[..., index], column)
+            for index, column in enumerate(columns)
+        ]
+        return tf.where(mask[..., None], tf.stack(ids, -1), _MISSING)
+
+    def _bucketize(self, value, column):
+        bucket = tf.raw_ops.Bucketize(
+            input=value, boundaries=self.statistics.edges[column]
+        )
+        ids = tf.where(value == 0, _ZERO, _FIRST_BUCKET + bucket)
+        return tf.where(tf.math.is_nan(value), _MISSING, ids)
+
+    def _attributes(self, raw, columns, prefix, with_scenario):
+        categorical = [prefix + name for name in columns.categorical]
+        if with_scenario:
+            categorical.insert(0, schema.SCENARIO)
+        ids = [
+            tf.cast(self._lookups[name](raw[name]), tf.int32)
+            for name in categorical
+        ]
+        ids += [
+            self._bucketize(raw[prefix + name], prefix + name)
+            for name in columns.numeric
+        ]
+        return tf.stack(ids, axis=-1)
+
+    def _dense(self, raw):
+        features = dense_features(self.spec, raw)
+        mean = tf.constant(self.statistics.dense_mean, tf.float32)
+        std = tf.constant(self.statistics.dense_std, tf.float32)
+        # A value far outside the training range must not run away.
+        return tf.clip_by_value((features - mean) / std, -8.0, 8.0)
+
+    def _log_history(self, raw):
+        spec = self.spec
+        names = schema.performance_names(spec)
+        columns = [names.index(task.column) for task in spec.tasks]
+        daily = tf.gather(raw[schema.PERFORMANCE_SEQUENCE], columns, axis=-1)
+        observed = _observed(raw)[:, None]
+        levels = [
+            tf.reduce_sum(daily, 1) * spec.horizon / observed,
+            tf.reduce_sum(daily[:, -spec.horizon :], 1),
+        ]
+        binary = tf.constant([task.kind == "binary" for task in spec.tasks])
+        floor = _LEVEL_FLOOR * tf.constant(
+            self.statistics.label_means, tf.float32
+        )
+        levels = [
+            tf.where(binary, tf.minimum(level, 1.0), level) for level in levels
+        ]
+        return tf.stack(
+            [tf.math.log(tf.maximum(x, 0.0) + floor) for x in levels], axis=-1
+        )
+
+
+def dense_features(spec: DatasetSpec, raw: dict):
+    """Unstandardised dense features `[batch, D]` of raw features."""
+    observed = _observed(raw)[:, None]
+    lookback_scale = spec.horizon / observed
+    parts = []
+    for name in (schema.BEHAVIOR_SEQUENCE, schema.PERFORMANCE_SEQUENCE):
+        daily = raw[name]
+        parts.append(_signed_log(tf.reduce_sum(daily, 1) * lookback_scale))
+        parts.append(_signed_log(tf.reduce_sum(daily[:, -spec.horizon :], 1)))
+    if spec.known_future:
+        daily = raw[schema.KNOWN_FUTURE]
+        width = spec.horizon * len(spec.known_future)
+        parts.append(tf.reshape(_signed_log(daily), [-1, width]))
+        parts.append(_signed_log(tf.reduce_sum(daily, 1)))
+    numeric = [schema.SCENARIO_PREFIX + n for n in spec.scenario_columns.numeric]
+    numeric += [schema.PROFILE_PREFIX + n for n in spec.profile_columns.numeric]
+    for name in numeric:
+        value = raw[name]
+        value = tf.where(tf.math.is_nan(value), 0.0, value)
+        parts.append(_signed_log(value)[:, None])
+    parts.append(_calendar(raw[schema.CUTOFF]))
+    return tf.concat(parts, axis=-1)
+
+
+def fit_preprocessor(
+    spec: DatasetSpec, records: tf.data.Dataset
+) -> Preprocessor:
+    """Fits edges, vocabularies and means on training days only.
+
+    Args:
+        spec: The dataset spec; its tables must have been validated.
+        records: The records made from these tables.
+    """
+    splits = windows.make_splits(spec)
+    last = windows.date_of(spec, windows.last_fit_day(spec))
+    rows = panel.read_panel(spec).filter(pl.col(spec.date) <= last)
+    draft = Statistics(
+        edges=_fit_edges(spec, rows),
+        vocabularies=_fit_vocabularies(spec, rows),
+        dense_mean=[],
+        dense_std=[],
+        label_means=[],
+        num_samples={
+            name: input_pipeline.count_samples(
+                records, spec, getattr(splits, name)
+            )
+            for name in windows.SPLIT_NAMES
+        },
+    )
+    for name, count in draft.num_samples.items():
+        if not count:
+            raise windows.SplitError(
+                f"The {name} split has no sample: no (entity, scenario) has a "
+                f"non-zero {spec.activity!r} in a lookback. Check `activity` "
+                "and the split."
+            )
+    batches = input_pipeline.raw_batches(
+        records, spec, splits.train, _FIT_BATCH
+    )
+    mean, std, label_means = _fit_moments(spec, batches)
+    return Preprocessor(
+        spec,
+        dataclasses.replace(
+            draft, dense_mean=mean, dense_std=std, label_means=label_means
+        ),
+    )
+
+
+def quantile_edges(values: np.ndarray) -> list[float]:
+    """Edges of up to `NUM_BUCKETS` buckets of the non-zero values."""
+    values = values[np.isfinite(values) & (values != 0)]
+    if not values.size:
+        return []
+    shares = np.arange(1, NUM_BUCKETS) / NUM_BUCKETS
+    edges = np.unique(np.quantile(values, shares).astype(np.float32))
+    # An edge at the smallest value would leave its bucket empty.
+    return [float(edge) for edge in edges if edge > values.min()]
+
+
+def _fit_edges(spec, rows):
+    edges = {}
+    for name in spec.value_columns:
+        values = rows.select(name).filter(pl.col(name) != 0).collect()
+        edges[name] = quantile_edges(values.to_series().to_numpy())
+    if spec.cross_scenario_totals:
+        columns = spec.behavior + spec.performance
+        for name in columns:
+            total = rows.group_by(spec.entity, spec.date).agg(
+                pl.col(name).sum()
+            )
+            values = total.select(name).collect().to_series().to_numpy()
+            edges[schema.TOTAL_PREFIX + name] = quantile_edges(values)
+    for table, key, columns, prefix in _attribute_tables(spec):
+        table = _seen(table, rows, key)
+        for name in columns.numeric:
+            edges[prefix + name] = quantile_edges(table[name].to_numpy())
+    return edges
+
+
+def _fit_vocabularies(spec, rows):
+    scenarios = rows.select(pl.col(spec.scenario).unique().sort()).collect()
+    vocabularies = {schema.SCENARIO: scenarios.to_series().to_list()}
+    for table, key, columns, prefix in _attribute_tables(spec):
+        table = _seen(table, rows, key)
+        for name in columns.categorical:
+            values = table[name].unique().sort().to_list()
+            vocabularies[prefix + name] = [v for v in values if v]
+    return vocabularies
+
+
+def _attribute_tables(spec):
+    yield (
+        panel.read_profile(spec),
+        spec.entity,
+        spec.profile_columns,
+        schema.PROFILE_PREFIX,
+    )
+    yield (
+        panel.read_scenarios(spec),
+        spec.scenario,
+        spec.scenario_columns,
+        schema.SCENARIO_PREFIX,
+    )
+
+
+def _seen(table, rows, key):
+    """Attribute rows of ids that the training days hold."""
+    return table.join(rows.select(key).unique().collect(), on=key, how="semi")
+
+
+def _fit_moments(spec, batches):
+    count = 0
+    totals = None
+    for rows in batches:
+        dense = dense_features(spec, rows).numpy().astype(np.float64)
+        labels = rows[windows.LABELS].numpy().astype(np.float64)
+        part = [dense.sum(0), (dense**2).sum(0), labels.sum(0)]
+        totals = part if totals is None else [
+            total + new for total, new in zip(totals, part, strict=True)
+        ]
+        count += len(dense)
+    mean, square, label_mean = (total / count for total in totals)
+    std = np.sqrt(np.maximum(square - mean**2, 0))
+    # A constant feature carries nothing; leave it at zero.
+    std[std < 1e-6] = 1.0
+    # A binary or rare task may have no positive label in training samples.
+    label_mean = np.maximum(label_mean, 1e-6)
+    return mean.tolist(), std.tolist(), label_mean.tolist()
+
+
+def _sequence_mask(days_observed, lookback):
+    age = tf.range(lookback, 0, -1, dtype=tf.int64)
+    return age[None, :] <= tf.cast(days_observed, tf.int64)[:, None]
+
+
+def _observed(raw):
+    days = tf.cast(raw[schema.DAYS_OBSERVED], tf.float32)
+    return tf.maximum(days, 1.0)
+
+
+def _signed_log(values):
+    return tf.sign(values) * tf.math.log1p(tf.abs(values))
+
+
+def _calendar(cutoff):
+    """Place of the cutoff in its week and its year, on circles `[B, 4]`."""
+    days = tf.cast(cutoff, tf.float32)
+    week = 2 * np.pi * tf.math.floormod(days, 7.0) / 7.0
+    year = 2 * np.pi * tf.math.floormod(days, 365.25) / 365.25
+    return tf.stack(
+        [tf.sin(week), tf.cos(week), tf.sin(year), tf.cos(year)], axis=-1
+    )

@@ -1,0 +1,29 @@
+"""Keras layers of M2M. They know neither feature names nor task names."""
+
+from m2m_tf.layers.column_embedding import ColumnEmbedding
+from m2m_tf.layers.expert_views import ExpertViews
+from m2m_tf.layers.history_offset import HistoryOffset
+from m2m_tf.layers.log_rate_heads import LogRateHeads
+from m2m_tf.layers.meta_attention import MetaAttention
+from m2m_tf.layers.meta_dense import MetaDense
+from m2m_tf.layers.meta_residual_tower import MetaResidualTower
+from m2m_tf.layers.meta_unit import DenseUnit, MetaUnit, TaskMetaUnit
+from m2m_tf.layers.scenario_knowledge import ScenarioKnowledge
+from m2m_tf.layers.sequence_encoder import SequenceEncoder
+from m2m_tf.layers.task_views import TaskViews
+
+__all__ = [
+    "ColumnEmbedding",
+    "DenseUnit",
+    "ExpertViews",
+    "HistoryOffset",
+    "LogRateHeads",
+    "MetaAttention",
+    "MetaDense",
+    "MetaResidualTower",
+    "MetaUnit",
+    "ScenarioKnowledge",
+    "SequenceEncoder",
+    "TaskMetaUnit",
+    "TaskViews",
+]

@@ -1,0 +1,116 @@
+"""Several independent networks on one input, computed together."""
+
+import keras
+from keras import activations, initializers, ops, regularizers
+
+from m2m_tf.layers._arguments import require_positive_int, require_positive_ints
+
+
+@keras.saving.register_keras_serializable("m2m_tf")
+class ExpertViews(keras.layers.Layer):
+    """k independent multi-layer perceptrons of the same input.
+
+    Eq. 6 of the paper, with F the encoded features:
+
+        E_i = MLP_i(F),  i = 1..k
+
+    Every layer of an MLP, the last included, ends with the activation. The
+    kernels of the k experts are stacked, so that a layer of all experts is
+    one matrix product.
+
+    Args:
+        num_experts: k, number of experts. The paper does not give it.
+        units: Width of a view, d_view.
+        hidden_units: Widths of the layers before the last.
+        activation: Activation of every layer.
+        kernel_regularizer: Regularizer of the kernels.
+        **kwargs: Keras layer arguments, such as `name` and `dtype`.
+
+    Call arguments:
+        inputs: F, float tensor `[batch, d_in]`.
+
+    Input shape:
+        `[batch, d_in]`.
+
+    Output shape:
+        `[batch, num_experts, units]`.
+
+    Example:
+
+    >>> ExpertViews(num_experts=4, units=8)(keras.ops.ones((2, 16))).shape
+    TensorShape([2, 4, 8])
+    """
+
+    def __init__(
+        self,
+        num_experts=4,
+        units=256,
+        hidden_units=(),
+        activation="leaky_relu",
+        kernel_regularizer=None,
+        **kwargs,
+    ):
+        super().__init__(**kwargs)
+        self.num_experts = require_positive_int("num_experts", num_experts)
+        self.units = require_positive_int("units", units)
+        self.hidden_units = require_positive_ints(
+            "hidden_units", hidden_units, allow_empty=True
+        )
+        self.activation = activations.get(activation)
+        self.kernel_regularizer = regularizers.get(kernel_regularizer)
+
+    def build(self, input_shape):
+        if len(input_shape) != 2 or input_shape[-1] is None:
+            raise ValueError(
+                "`inputs` must have shape [batch, d_in] with a known last "
+                f"axis. Received: inputs.shape={tuple(input_shape)}"
+            )
+        self.kernels = []
+        self.biases = []
+        input_dim = input_shape[-1]
+        for index, units in enumerate((*self.hidden_units, self.units)):
+            kernel = self.add_weight(
+                name=f"kernel_{index}",
+                shape=(self.num_experts, input_dim, units),
+                # The axes are named because Keras would count the experts'
+                # axis as a part of the fan-in.
+                initializer=initializers.HeNormal(
+                    input_axes=[1], output_axes=[2]
+                ),
+                regularizer=self.kernel_regularizer,
+            )
+            bias = self.add_weight(
+                name=f"bias_{index}",
+                shape=(self.num_experts, units),
+                initializer="zeros",
+            )
+            self.kernels.append(kernel)
+            self.biases.append(bias)
+            input_dim = units
+
+    def call(self, inputs):
+        # b: batch, e: expert, i: width before, o: width after
+        hidden = ops.einsum("bi,eio->beo", inputs, self.kernels[0])
+        hidden = self.activation(hidden + self.biases[0])
+        for kernel, bias in zip(self.kernels[1:], self.biases[1:]):
+            hidden = ops.einsum("bei,eio->beo", hidden, kernel)
+            hidden = self.activation(hidden + bias)
+        return hidden
+
+    def compute_output_shape(self, input_shape):
+        return (input_shape[0], self.num_experts, self.units)
+
+    def get_config(self):
+        config = super().get_config()
+        config.update(
+            {
+                "num_experts": self.num_experts,
+                "units": self.units,
+                "hidden_units": self.hidden_units,
+                "activation": activations.serialize(self.activation),
+                "kernel_regularizer": regularizers.serialize(
+                    self.kernel_regularizer
+                ),
+            }
+        )
+        return config

@@ -1,0 +1,27 @@
+"""The functional model class that all builders return."""
+
+import keras
+
+from m2m_tf.data import schema
+
+
+@keras.saving.register_keras_serializable("m2m_tf")
+class ForecastModel(keras.Model):
+    """Functional model with metrics per (task, scenario).
+
+    Keras hands metrics the labels and predictions of one output, but not the
+    inputs; here each step also updates `cell_metrics` with the scenario of
+    every sample. Otherwise a plain `keras.Model`.
+
+    Attributes:
+        cell_metrics: A `metrics.CellMetrics`, or None to track none. Set it
+            before `compile`.
+    """
+
+    cell_metrics = None
+
+    def compute_metrics(self, x, y, y_pred, sample_weight=None):
+        if self.cell_metrics is not None:
+            scenario = x[schema.SCENARIO_FEATURES][:, 0]
+            self.cell_metrics.update_state(y, y_pred, scenario)
+        return super().compute_metrics(x, y, y_pred, sample_weight)

@@ -1,0 +1,141 @@
+"""M2M: Zhang et al., WSDM 2022."""
+
+import math
+
+import keras
+
+from m2m_tf import layers
+from m2m_tf.data import schema
+from m2m_tf.models import backbone
+from m2m_tf.models.forecast_model import ForecastModel
+
+# Starting weights of the two history levels (lookback, last `horizon` days).
+HISTORY_WEIGHTS = (0.5, 0.25)
+ATTENTION_LAYER = "meta_attention"
+
+
+def m2m(
+    spec: schema.ModelInputSpec,
+    *,
+    embedding_dim=16,
+    num_heads=2,
+    pooling="flatten",
+    use_transformer=True,
+    num_experts=4,
+    view_dim=256,
+    knowledge_dim=64,
+    num_meta_layers=3,
+    num_tower_layers=2,
+    meta_rank=None,
+    share_meta_across_tasks=True,
+    meta_attention=True,
+    meta_tower=True,
+    history_offset=False,
+    context_in_backbone=False,
+    dropout=0.0,
+    meta_l2=1e-6,
+    l2=1e-6,
+    label_means=None,
+) -> ForecastModel:
+    """Builds M2M (figure 3 of the paper) as a functional model.
+
+    Defaults are the paper's sizes (section 5.1.3). Arguments are those of
+    `ModelSettings`, which explains them, and:
+
+    Args:
+        spec: Sizes of the inputs, `Preprocessor.model_inputs`.
+        label_means: Mean training label of each task; each head starts from
+            its log. None starts all rates from 1.
+
+    Returns:
+        A `ForecastModel` from a dict of model inputs to `{task: log rate
+        [batch, 1]}`. Train it with `losses.PoissonLogRate`.
+
+    Example:
+
+    >>> model = m2m(preprocessor.model_inputs, view_dim=64)
+    >>> model.compile("adam", loss=PoissonLogRate())
+    """
+    # --- Inputs ---
+    inputs = backbone.model_inputs(spec)
+    l2_other = keras.regularizers.L2(l2) if l2 else None
+    l2_meta = keras.regularizers.L2(meta_l2) if meta_l2 else None
+
+    # --- Backbone (eq. 2-8) ---
+    attributes = backbone.attribute_vector(
+        inputs, spec, embedding_dim=embedding_dim, regularizer=l2_other
+    )
+    features = backbone.feature_vector(
+        inputs,
+        spec,
+        embedding_dim=embedding_dim,
+        num_heads=num_heads,
+        pooling=pooling,
+        use_transformer=use_transformer,
+        context=[attributes] if context_in_backbone else [],
+        dropout=dropout,
+        regularizer=l2_other,
+    )
+    expert_views = layers.ExpertViews(
+        num_experts,
+        view_dim,
+        kernel_regularizer=l2_other,
+        name="expert_views",
+    )(features)
+    scenario_knowledge = layers.ScenarioKnowledge(
+        knowledge_dim, kernel_regularizer=l2_other, name="scenario_knowledge"
+    )(attributes)
+    task_views = layers.TaskViews(
+        len(spec.task_names),
+        view_dim,
+        kernel_regularizer=l2_other,
+        name="task_views",
+    )(scenario_knowledge)
+
+    # --- Meta learning (eq. 9-18) ---
+    meta_options = {
+        "num_meta_layers": num_meta_layers,
+        "rank": meta_rank,
+        "share_meta_across_tasks": share_meta_across_tasks,
+        "generator_regularizer": l2_meta,
+        "kernel_regularizer": l2_other,
+    }
+    # The scores are no output; `expert_attention` takes them up.
+    representations, _ = layers.MetaAttention(
+        generated=meta_attention, name=ATTENTION_LAYER, **meta_options
+    )(
+        expert_views,
+        task_views,
+        scenario_knowledge,
+        return_attention_scores=True,
+    )
+    representations = layers.MetaResidualTower(
+        num_layers=num_tower_layers,
+        generated=meta_tower,
+        name="meta_tower",
+        **meta_options,
+    )(representations, scenario_knowledge)
+
+    # --- Heads ---
+    offset_share = sum(HISTORY_WEIGHTS) if history_offset else 0.0
+    log_rates = layers.LogRateHeads(
+        initial_log_rates=label_means
+        and [(1 - offset_share) * math.log(mean) for mean in label_means],
+        kernel_regularizer=l2_other,
+        name="heads",
+    )(representations)
+    if history_offset:
+        log_rates = layers.HistoryOffset(
+            HISTORY_WEIGHTS, name="history_offset"
+        )(log_rates, inputs[schema.LOG_HISTORY])
+    outputs = {
+        name: log_rates[:, index : index + 1]
+        for index, name in enumerate(spec.task_names)
+    }
+    return ForecastModel(inputs, outputs, name="m2m")
+
+
+def expert_attention(model: ForecastModel) -> keras.Model:
+    """Model from the same inputs to α `[batch, num_tasks, num_experts]`."""
+    _, scores = model.get_layer(ATTENTION_LAYER).output
+    return keras.Model(model.inputs, scores)

@@ -1,0 +1,173 @@
+"""Forecasts for every entity in every scenario, from tables.
+
+Needs the SavedModel and TensorFlow, but no layer of this library.
+"""
+
+import dataclasses
+import datetime
+import json
+import os
+import pathlib
+
+import numpy as np
+import polars as pl
+import tensorflow as tf
+from tqdm import tqdm
+
+from m2m_tf import files
+from m2m_tf.config import DatasetSpec
+from m2m_tf.data import input_pipeline, panel, schema
+from m2m_tf.export import CONTRACT_FILE, make_contract
+
+_BATCH = 1024
+# Forecast rows held before they are written.
+_PART_ROWS = 500_000
+
+
+class ContractError(ValueError):
+    """A model and a dataset spec that do not fit together."""
+
+
+def latest_version(model: str | os.PathLike) -> pathlib.Path:
+    """`model` itself if it is a version, else its highest version.
+
+    Raises:
+        FileNotFoundError: If there is no SavedModel.
+    """
+    model = pathlib.Path(model)
+    if (model / "saved_model.pb").exists():
+        return model
+    versions = [p for p in model.glob("*") if p.name.isdigit()]
+    if not versions:
+        raise FileNotFoundError(
+            f"{model}: holds no SavedModel. Give the folder that "
+            "`m2m-tf export` has written."
+        )
+    return max(versions, key=lambda path: int(path.name))
+
+
+def score_tables(
+    model: str | os.PathLike,
+    spec: DatasetSpec,
+    cutoff: datetime.date,
+    output: str | os.PathLike,
+    chunk_rows: int = 2_000_000,
+) -> int:
+    """Scores every (entity, scenario) of the tables at one cutoff.
+
+    Entities, scenarios and categories that the model has never seen are
+    served by its out-of-vocabulary rows. Memory is bounded by `chunk_rows`.
+
+    Args:
+        model: Folder of a SavedModel or of its versions.
+        spec: Spec of the tables; `cutoff` may be any day they cover.
+        cutoff: Last day seen.
+        output: Parquet file to write: entity, scenario, cutoff and one
+            column per task with the mean forecast of the next days.
+        chunk_rows: Panel rows held at a time, about.
+
+    Returns:
+        Number of rows written.
+
+    Raises:
+        ContractError: If the spec's columns are not the model's.
+        DataValidationError: If the tables break the data contract.
+        FileNotFoundError: If there is no SavedModel.
+    """
+    version = latest_version(model)
+    _check_contract(version, spec)
+    if not spec.start <= cutoff <= spec.end:
+        raise ContractError(
+            f"The cutoff must lie between {spec.start} and {spec.end}, the "
+            f"days that the spec covers. Received: {cutoff}. For newer "
+            "tables, set `end` in the spec."
+        )
+    first = max(
+        spec.start, cutoff - datetime.timedelta(days=spec.lookback - 1)
+    )
+    # Nothing later than the cutoff is read at all.
+    spec = dataclasses.replace(spec, start=first, end=cutoff)
+    panel.validate_for_scoring(spec)
+    predict = tf.saved_model.load(str(version)).signatures["predict"]
+    batches = input_pipeline.raw_batches(
+        _record_dataset(spec, chunk_rows),
+        spec,
+        [spec.num_days - 1],
+        _BATCH,
+        keep_all=True,
+    )
+    with files.replacing(output) as temporary:
+        parts = temporary.with_name(temporary.name + ".parts")
+        try:
+            return _write(spec, cutoff, predict, batches, parts, temporary)
+        finally:
+            for path in parts.glob("*.parquet"):
+                path.unlink()
+            if parts.exists():
+                parts.rmdir()
+
+
+def _write(spec, cutoff, predict, batches, parts, target):
+    parts.mkdir()
+    names = list(schema.raw_features(spec))
+    held, num_rows, num_parts = [], 0, 0
+    for rows in tqdm(batches, desc="scoring", unit=" batches", mininterval=2):
+        forecasts = predict(**{name: rows[name] for name in names})
+        held.append(
+            pl.DataFrame(
+                {
+                    spec.entity: _text(rows[schema.ENTITY]),
+                    spec.scenario: _text(rows[schema.SCENARIO]),
+                    "cutoff": pl.Series([cutoff]).new_from_index(
+                        0, len(rows[schema.ENTITY])
+                    ),
+                    **{
+                        task: forecasts[task].numpy()[:, 0]
+                        for task in spec.task_names
+                    },
+                }
+            )
+        )
+        num_rows += len(held[-1])
+        if sum(map(len, held)) >= _PART_ROWS:
+            pl.concat(held).write_parquet(parts / f"{num_parts:06d}.parquet")
+            held, num_parts = [], num_parts + 1
+    if held:
+        pl.concat(held).write_parquet(parts / f"{num_parts:06d}.parquet")
+    pl.scan_parquet(parts / "*.parquet").sink_parquet(target)
+    return num_rows
+
+
+def _text(tensor):
+    return [value.decode() for value in np.asarray(tensor)]
+
+
+def _record_dataset(spec, chunk_rows):
+    signature = {
+        name: tf.TensorSpec(tensor.shape, tensor.dtype)
+        for name, tensor in schema.record_tensors(spec).items()
+    }
+    return tf.data.Dataset.from_generator(
+        lambda: panel.iter_records(
+            spec, every_scenario=True, chunk_rows=chunk_rows
+        ),
+        output_signature=signature,
+    )
+
+
+def _check_contract(version, spec):
+    path = version / CONTRACT_FILE
+    if not path.exists():
+        raise ContractError(
+            f"{version}: has no {CONTRACT_FILE}. Export the model again with "
+            "`m2m-tf export`."
+        )
+    theirs = json.loads(path.read_text(encoding="utf-8"))
+    ours = json.loads(json.dumps(make_contract(spec)))
+    differing = [key for key in theirs if theirs[key] != ours.get(key)]
+    if differing:
+        key = differing[0]
+        raise ContractError(
+            f"The spec does not fit the model in {differing}: {key} must be "
+            f"{theirs[key]}. Received: {ours.get(key)}."
+        )

@@ -1,0 +1,281 @@
+"""Training by plain `compile` and `fit`, safe to kill and run again."""
+
+import contextlib
+import math
+import os
+import pathlib
+import time
+
+import keras
+import tensorflow as tf
+from tensorboard.plugins.hparams import api as hparams
+
+from m2m_tf import files
+from m2m_tf.config import ModelSettings, TrainingSettings, to_values
+from m2m_tf.data.dataset import ForecastData
+from m2m_tf.losses import joint_poisson
+from m2m_tf.metrics import CellMetrics
+from m2m_tf.models import ForecastModel, build_model
+
+MODEL_FILE = "model.keras"
+HISTORY_FILE = "history.json"
+LOGS_FOLDER = "tensorboard"
+_BACKUP_FOLDER = "backup"
+
+
+class TrainingError(RuntimeError):
+    """Training that gave no usable model."""
+
+
+def make_optimizer(
+    settings: TrainingSettings, steps: int
+) -> keras.optimizers.Optimizer:
+    """Adam with the paper's β2, ε and clipping (section 5.1.3).
+
+    Args:
+        settings: Training settings.
+        steps: Steps of the whole training, over which a cosine decays.
+    """
+    learning_rate = settings.learning_rate
+    if settings.schedule == "cosine":
+        learning_rate = keras.optimizers.schedules.CosineDecay(
+            learning_rate, steps
+        )
+    return keras.optimizers.Adam(
+        learning_rate,
+        beta_2=settings.beta_2,
+        epsilon=settings.epsilon,
+        clipvalue=settings.clip_value,
+    )
+
+
+def compile_model(
+    model: ForecastModel,
+    data: ForecastData,
+    settings: TrainingSettings,
+    steps: int,
+) -> None:
+    """Compiles with the joint Poisson loss and metrics per cell."""
+    names = data.spec.task_names
+    model.cell_metrics = CellMetrics(
+        names, len(data.preprocessor.scenario_names)
+    )
+    model.compile(
+        optimizer=make_optimizer(settings, steps),
+        loss=joint_poisson(names),
+        loss_weights=data.preprocessor.task_weights(),
+        jit_compile=settings.jit_compile,
+    )
+
+
+def train(
+    data: ForecastData,
+    model_settings: ModelSettings,
+    settings: TrainingSettings,
+    folder: str | os.PathLike,
+) -> list[dict]:
+    """Trains a model and leaves the best one by validation loss.
+
+    Run again after a kill, it goes on from the last finished epoch and ends
+    with the weights of an uninterrupted run: the order of samples depends on
+    seed and epoch alone, and the backup holds weights, optimizer and the
+    states of random generators.
+
+    Args:
+        data: Prepared data.
+        model_settings: What is trained.
+        settings: How it is trained.
+        folder: Gets `model.keras`, `history.json` and TensorBoard logs.
+
+    Returns:
+        One dict of losses and metrics per epoch.
+
+    Raises:
+        TrainingError: If no epoch gave a finite validation loss.
+    """
+    folder = pathlib.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    keras.backend.clear_session()
+    keras.utils.set_random_seed(settings.seed)
+    epoch = tf.Variable(0, dtype=tf.int64, trainable=False)
+    batches = data.train(
+        settings.batch_size, settings.shuffle_rows, settings.seed, epoch
+    )
+    with _dtype_policy(settings.dtype_policy):
+        model = build_model(
+            data.preprocessor.model_inputs,
+            model_settings,
+            data.preprocessor.statistics.label_means,
+        )
+    steps = int(batches.cardinality())
+    compile_model(model, data, settings, steps * settings.epochs)
+    record = RunRecord(folder, settings.patience, epoch)
+    record.restore(model)
+    if not record.is_finished(settings.epochs):
+        _log_hparams(folder, model_settings, settings)
+        model.fit(
+            batches,
+            validation_data=data.validation(settings.batch_size),
+            epochs=settings.epochs,
+            initial_epoch=record.epochs_done,
+            # tf.data shuffles; the argument only concerns arrays.
+            shuffle=False,
+            callbacks=[
+                keras.callbacks.TerminateOnNaN(),
+                record,
+                CellScalars(data, folder / LOGS_FOLDER),
+                keras.callbacks.TensorBoard(folder / LOGS_FOLDER),
+            ],
+        )
+    if not (folder / MODEL_FILE).exists():
+        raise TrainingError(
+            "No epoch gave a finite validation loss. Lower `learning_rate`, "
+            "or set the tasks' `weight` to inverse_mean. Received: "
+            f"learning_rate={settings.learning_rate}"
+        )
+    record.discard_backup()
+    return record.history
+
+
+def load_model(folder: str | os.PathLike) -> ForecastModel:
+    """Loads the best model that `train` has left in `folder`."""
+    return keras.saving.load_model(pathlib.Path(folder) / MODEL_FILE)
+
+
+class RunRecord(keras.callbacks.Callback):
+    """History, best model, early stopping and backup of one run.
+
+    One callback, because what a resumed run does next (is this epoch the
+    best, has it waited long enough) follows from the history alone. Each file
+    is written whole or not at all, history first: an epoch whose backup is
+    missing is trained again and its row replaced by the same numbers.
+
+    Args:
+        folder: Folder of the run.
+        patience: Epochs without a better validation loss before stopping.
+        epoch: Variable that the input pipeline reads.
+    """
+
+    def __init__(self, folder, patience, epoch):
+        super().__init__()
+        self._folder = folder
+        self._patience = patience
+        self._epoch = epoch
+        self._started = None
+        self.epochs_done = 0
+        self.history = []
+
+    def restore(self, model: ForecastModel) -> None:
+        """Loads the newest backup into a compiled model, if there is one."""
+        backups = sorted(self._backups())
+        if not backups:
+            return
+        model.optimizer.build(model.trainable_variables)
+        model.load_weights(backups[-1])
+        self.epochs_done = int(backups[-1].name.split(".")[0])
+        rows = files.read_json(self._folder / HISTORY_FILE)
+        self.history = rows[: self.epochs_done]
+
+    def is_finished(self, epochs: int) -> bool:
+        """Whether a restored run has nothing left to train."""
+        return self.epochs_done >= epochs or self._has_waited()
+
+    def discard_backup(self) -> None:
+        """Removes the backup of a run that has ended."""
+        for path in self._backups():
+            path.unlink()
+
+    def on_epoch_begin(self, epoch, logs=None):
+        del logs
+        self._epoch.assign(epoch)
+        self._started = time.monotonic()
+
+    def on_epoch_end(self, epoch, logs=None):
+        row = {"epoch": epoch + 1}
+        row |= {name: float(value) for name, value in (logs or {}).items()}
+        row["seconds"] = round(time.monotonic() - self._started, 2)
+        self.history = [*self.history[:epoch], row]
+        if self._best_epoch() == epoch:
+            with files.replacing(self._folder / MODEL_FILE) as path:
+                self.model.save(path)
+        files.write_json(self._folder / HISTORY_FILE, self.history)
+        older = list(self._backups())
+        target = self._folder / _BACKUP_FOLDER / f"{epoch + 1:04d}.weights.h5"
+        with files.replacing(target) as path:
+            self.model.save_weights(path)
+        for path in older:
+            if path != target:
+                path.unlink()
+        if self._has_waited():
+            self.model.stop_training = True
+
+    def _backups(self):
+        folder = self._folder / _BACKUP_FOLDER
+        return [
+            path
+            for path in folder.glob("*.weights.h5")
+            if not path.name.startswith(".")
+        ]
+
+    def _best_epoch(self):
+        """Index of the row with the lowest finite validation loss."""
+        losses = [row["val_loss"] for row in self.history]
+        finite = [index for index, x in enumerate(losses) if math.isfinite(x)]
+        return min(finite, key=losses.__getitem__, default=None)
+
+    def _has_waited(self):
+        best = self._best_epoch()
+        waited = len(self.history) - 1 - (-1 if best is None else best)
+        return bool(self.history) and waited >= self._patience
+
+
+class CellScalars(keras.callbacks.Callback):
+    """Writes validation metrics of each (task, scenario) to TensorBoard.
+
+    Args:
+        data: Prepared data, for the names.
+        folder: Folder of the logs.
+    """
+
+    def __init__(self, data, folder):
+        super().__init__()
+        self._tasks = data.spec.task_names
+        self._scenarios = data.preprocessor.scenario_names
+        self._writer = tf.summary.create_file_writer(str(folder / "cells"))
+
+    def on_epoch_end(self, epoch, logs=None):
+        del logs
+        # `fit` resets metrics before it validates, so at an epoch's end they
+        # hold the validation data alone.
+        with self._writer.as_default(step=epoch + 1):
+            for metric, cells in self.model.cell_metrics.cells().items():
+                for task, row in zip(self._tasks, cells, strict=True):
+                    for scenario, value in zip(
+                        self._scenarios, row, strict=True
+                    ):
+                        if math.isfinite(value):
+                            tf.summary.scalar(
+                                f"{task}/{scenario}/{metric}", value
+                            )
+        self._writer.flush()
+
+
+@contextlib.contextmanager
+def _dtype_policy(name):
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy(name)
+    try:
+        yield
+    finally:
+        keras.config.set_dtype_policy(before)
+
+
+def _log_hparams(folder, *settings):
+    values = {}
+    for part in settings:
+        for key, value in to_values(part).items():
+            values[key] = "none" if value is None else value
+    writer = tf.summary.create_file_writer(str(folder / LOGS_FOLDER / "cells"))
+    with writer.as_default():
+        hparams.hparams(values)
+

@@ -1,0 +1,110 @@
+"""Runs a pipeline on this machine: skips what is done, resumes what is not."""
+
+import os
+import pathlib
+import shutil
+import time
+
+from m2m_tf import __version__, files
+from m2m_tf.config import RunConfig, fingerprint, parse, to_values
+from pipelines.pipeline import Step, Workspace, make_steps
+
+_STATE_FOLDER = "steps"
+_CONFIG_FILE = "config.json"
+
+
+class RunError(ValueError):
+    """A run folder that does not hold what was asked for."""
+
+
+def run_pipeline(
+    config: RunConfig,
+    runs: str | os.PathLike = "runs",
+    models: str | os.PathLike = "saved_models",
+    until: str | None = None,
+    force: str | None = None,
+    report=print,
+) -> pathlib.Path:
+    """Runs the steps of a config and returns the run's folder.
+
+    A step is skipped when its settings, its input tables and the steps before
+    it are those of its last finished run and its outputs are still there. A
+    step that was interrupted is started again; training goes on from its last
+    finished epoch.
+
+    Args:
+        config: The run's config.
+        runs: Folder of all runs.
+        models: Folder of all exported models.
+        until: Name of the last step to run; None runs all.
+        force: Name of a step to run even if nothing has changed.
+        report: Called with each line of progress.
+    """
+    work = Workspace(config, pathlib.Path(runs), pathlib.Path(models))
+    work.folder.mkdir(parents=True, exist_ok=True)
+    files.write_json(work.folder / _CONFIG_FILE, to_values(config))
+    steps = make_steps(config)
+    if until is not None:
+        names = [step.name for step in steps]
+        steps = steps[: names.index(until) + 1]
+    key = __version__
+    for number, step in enumerate(steps, start=1):
+        key = fingerprint(key, step.name, step.settings(work))
+        label = f"[{number}/{len(steps)}] {step.name}"
+        if step.name != force and _is_done(work, step, key):
+            report(f"{label}: unchanged, skipped")
+            continue
+        report(f"{label}: running")
+        started = time.monotonic()
+        _run_step(work, step, key, forced=step.name == force)
+        report(f"{label}: done in {time.monotonic() - started:.0f} s")
+    return work.folder
+
+
+def load_run(folder: str | os.PathLike) -> RunConfig:
+    """The config that a run folder was made from.
+
+    Raises:
+        RunError: If the folder holds no run.
+    """
+    path = pathlib.Path(folder) / _CONFIG_FILE
+    if not path.exists():
+        raise RunError(
+            f"{folder}: holds no run ({_CONFIG_FILE} is missing). Give a "
+            "folder that `m2m-tf run` or `m2m-tf train` has made."
+        )
+    return parse(RunConfig, files.read_json(path), source=str(path))
+
+
+def _state_path(work, step):
+    return work.folder / _STATE_FOLDER / f"{step.name}.json"
+
+
+def _is_done(work: Workspace, step: Step, key: str) -> bool:
+    path = _state_path(work, step)
+    if not path.exists():
+        return False
+    return files.read_json(path) == {"key": key, "done": True} and all(
+        output.exists() for output in step.outputs(work)
+    )
+
+
+def _run_step(work, step, key, forced):
+    path = _state_path(work, step)
+    state = files.read_json(path) if path.exists() else {}
+    # What an interrupted run with the same inputs has left is gone on with;
+    # anything else would mix two runs.
+    resumes = state.get("key") == key and not state.get("done") and not forced
+    if not resumes and not step.keeps_outputs:
+        for output in step.outputs(work):
+            _remove(output)
+    files.write_json(path, {"key": key, "done": False})
+    step.run(work)
+    files.write_json(path, {"key": key, "done": True})
+
+
+def _remove(path):
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)

@@ -1,0 +1,122 @@
+"""Wiring: which steps a run has, in which order, and what each depends on."""
+
+import dataclasses
+import pathlib
+from collections.abc import Callable
+
+from m2m_tf.config import DatasetSpec, RunConfig, to_values
+from pipelines import steps
+
+
+@dataclasses.dataclass(frozen=True)
+class Workspace:
+    """Where a run's artifacts lie.
+
+    Args:
+        config: The run's config.
+        runs: Folder of all runs.
+        models: Folder of all exported models.
+    """
+
+    config: RunConfig
+    runs: pathlib.Path
+    models: pathlib.Path
+
+    @property
+    def folder(self) -> pathlib.Path:
+        """The run's own folder."""
+        return self.runs / self.config.name
+
+    @property
+    def spec_path(self) -> pathlib.Path:
+        """The dataset spec: the user's, or the one that a source writes."""
+        if isinstance(self.config.data, pathlib.Path):
+            return self.config.data
+        return self.folder / "tables" / "spec.yaml"
+
+    @property
+    def spec(self) -> DatasetSpec:
+        """The dataset spec."""
+        return DatasetSpec.load(self.spec_path)
+
+    @property
+    def exported(self) -> pathlib.Path:
+        """Folder of the model's versions."""
+        return self.models / self.config.name
+
+
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """One step: a function of the workspace, and what it depends on.
+
+    Args:
+        name: Name of the step.
+        run: Makes the outputs.
+        settings: Plain values that the outputs depend on, beside those of the
+            steps before.
+        outputs: Files and folders that must exist when the step is done.
+        keeps_outputs: Whether outputs of other settings stay (versions of an
+            exported model) instead of being removed first.
+    """
+
+    name: str
+    run: Callable[[Workspace], None]
+    settings: Callable[[Workspace], object]
+    outputs: Callable[[Workspace], list[pathlib.Path]]
+    keeps_outputs: bool = False
+
+
+def _in_folder(*names):
+    return lambda work: [work.folder / name for name in names]
+
+
+def make_steps(config: RunConfig) -> list[Step]:
+    """The steps of a run, in order; each depends on all before it."""
+    source = []
+    if not isinstance(config.data, pathlib.Path):
+        source = [
+            Step(
+                "tables",
+                steps.make_tables,
+                lambda work: to_values(work.config.data),
+                _in_folder("tables"),
+            )
+        ]
+    return source + [
+        Step(
+            "records",
+            steps.make_records,
+            lambda work: steps.table_fingerprints(work.spec_path),
+            _in_folder("records"),
+        ),
+        Step(
+            "train",
+            steps.train,
+            lambda work: [
+                to_values(work.config.model),
+                to_values(work.config.training),
+            ],
+            _in_folder("training"),
+        ),
+        Step(
+            "evaluate",
+            steps.evaluate,
+            lambda work: to_values(work.config.evaluation),
+            _in_folder(
+                "metrics.json", "test_forecasts.parquet", "plots", "report.html"
+            ),
+        ),
+        Step(
+            "export",
+            steps.export,
+            lambda work: str(work.exported),
+            lambda work: [work.exported],
+            keeps_outputs=True,
+        ),
+        Step(
+            "predict",
+            steps.predict,
+            lambda work: None,
+            _in_folder("forecasts.parquet"),
+        ),
+    ]

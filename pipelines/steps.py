@@ -1,0 +1,90 @@
+"""Thin steps: a workspace in, artifacts out. The work is done in m2m_tf."""
+
+import hashlib
+
+from m2m_tf import evaluation_run, export as exporting, files, training
+from m2m_tf.config import DatasetSpec, to_values
+from m2m_tf.data import panel
+from m2m_tf.data.dataset import ForecastData
+from m2m_tf.serving import batch_scoring
+
+TRAINING_FOLDER = "training"
+
+
+def make_tables(work) -> None:
+    """Makes the tables of a built-in source."""
+    from m2m_tf.data.sources import complete_journey
+
+    with files.replacing(work.folder / "tables") as folder:
+        complete_journey.write_tables(
+            folder, bookings=work.config.data.bookings
+        )
+
+
+def make_records(work) -> None:
+    """Validates the tables, writes series records, fits the preprocessor."""
+    ForecastData.prepare(work.spec, work.folder / "records")
+    print(panel.validate_tables(work.spec))
+
+
+def train(work) -> None:
+    """Trains the model; goes on where an interrupted run has stopped."""
+    training.train(
+        _data(work),
+        work.config.model,
+        work.config.training,
+        work.folder / TRAINING_FOLDER,
+    )
+
+
+def evaluate(work) -> None:
+    """Scores the test split once, beside naive forecasts and LightGBM."""
+    folder = work.folder / TRAINING_FOLDER
+    evaluation_run.evaluate_run(
+        _data(work),
+        training.load_model(folder),
+        files.read_json(folder / training.HISTORY_FILE),
+        work.folder,
+        config=to_values(work.config),
+        data_fingerprint=table_fingerprints(work.spec_path),
+        with_lightgbm=work.config.evaluation.lightgbm,
+    )
+
+
+def export(work) -> None:
+    """Writes the next version of the servable model."""
+    version = exporting.export_model(
+        training.load_model(work.folder / TRAINING_FOLDER),
+        _data(work).preprocessor,
+        work.exported,
+    )
+    print(f"exported to {version}")
+
+
+def predict(work) -> None:
+    """Forecasts the days after the last one, with the exported model."""
+    spec = work.spec
+    rows = batch_scoring.score_tables(
+        work.exported, spec, spec.end, work.folder / "forecasts.parquet"
+    )
+    print(f"{rows:,} forecasts from {spec.end}")
+
+
+def table_fingerprints(spec_path) -> dict[str, str]:
+    """Hash of the spec and of each table, to tell what has changed."""
+    spec = DatasetSpec.load(spec_path)
+    paths = {"spec": spec_path} | {
+        name: getattr(spec, name) for name in ("panel", "profile", "scenarios")
+    }
+    return {name: _hash(path) for name, path in paths.items()}
+
+
+def _data(work):
+    return ForecastData.load(work.spec, work.folder / "records")
+
+
+def _hash(path):
+    if not path.exists():
+        return "absent"  # Validation will say so.
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]

@@ -1,0 +1,186 @@
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from m2m_tf.layers import MetaDense
+
+from .layer_checks import (
+    leaky_relu,
+    normal,
+    randomize_weights,
+    run_layer_checks,
+    to_numpy,
+)
+
+
+def generated_kernel(layer, knowledge):
+    """W of eq. 11 for one sample, entry by entry."""
+    weights = {weight.name: to_numpy(weight) for weight in layer.weights}
+    generator = weights["kernel_generator"]
+    kernel = weights["kernel_base"].astype("float64")
+    for i, j in np.ndindex(*kernel.shape):
+        if layer.rank is None:
+            column = generator[:, i * layer.units + j]
+            kernel[i, j] += np.dot(column, knowledge)
+            continue
+        for p, q in np.ndindex(layer.rank, layer.rank):
+            core = np.dot(generator[:, p * layer.rank + q], knowledge)
+            before = weights["input_factor"][i, p]
+            kernel[i, j] += before * core * weights["output_factor"][q, j]
+    return kernel
+
+
+def generated_bias(layer, knowledge):
+    """b of eq. 12 for one sample."""
+    generator, base = to_numpy(layer.bias_generator), to_numpy(layer.bias_base)
+    return [
+        np.dot(generator[:, j], knowledge) + base[j] for j in range(layer.units)
+    ]
+
+
+def meta_dense_row(layer, row, knowledge):
+    """Eq. 10 for one row of one sample."""
+    kernel = generated_kernel(layer, knowledge)
+    bias = generated_bias(layer, knowledge)
+    return [
+        leaky_relu(sum(row * kernel[:, j]) + bias[j])
+        for j in range(layer.units)
+    ]
+
+
+@pytest.mark.parametrize("rank", [None, 2])
+def test_layer(tmp_path, rank):
+    # d_in 4, units 5, d 3.
+    generator = 3 * 4 * 5 if rank is None else 4 * 2 + 3 * 2 * 2 + 2 * 5
+    run_layer_checks(
+        tmp_path,
+        lambda **kwargs: MetaDense(
+            5,
+            rank=rank,
+            activation="tanh",
+            kernel_initializer=keras.initializers.RandomNormal(stddev=0.1),
+            generator_regularizer=keras.regularizers.L2(0.5),
+            **kwargs,
+        ),
+        {"inputs": normal(0, 6, 2, 4), "scenario_knowledge": normal(1, 6, 3)},
+        num_weights=4 if rank is None else 6,
+        num_parameters=4 * 5 + generator + 3 * 5 + 5,
+    )
+
+
+@settings(max_examples=12, deadline=None, derandomize=True)
+@given(
+    rank=st.sampled_from([None, 1, 3]),
+    middle=st.sampled_from([(), (2,), (2, 3)]),
+    knowledge_dim=st.integers(1, 3),
+    units=st.integers(1, 4),
+    seed=st.integers(0, 100),
+)
+def test_equals_loops_over_the_equations(
+    rank, middle, knowledge_dim, units, seed
+):
+    inputs = normal(seed, 3, *middle, 4)
+    knowledge = normal(seed + 1, 3, knowledge_dim)
+    layer = MetaDense(units, rank=rank)
+    layer.build(inputs.shape, knowledge.shape)
+    randomize_weights(layer, seed)
+
+    outputs = to_numpy(layer(inputs, knowledge))
+
+    assert outputs.shape == (3, *middle, units)
+    for sample in range(3):
+        for index in np.ndindex(*middle):
+            np.testing.assert_allclose(
+                outputs[(sample, *index)],
+                meta_dense_row(
+                    layer, inputs[(sample, *index)], knowledge[sample]
+                ),
+                rtol=1e-4,
+                atol=1e-4,
+            )
+
+
+@pytest.mark.parametrize("rank", [None, 4])
+def test_zero_knowledge_leaves_the_shared_dense_layer(rank):
+    inputs = normal(0, 5, 8)
+    layer = MetaDense(3, rank=rank, activation=None)
+    outputs = to_numpy(layer(inputs, np.zeros((5, 2), "float32")))
+    np.testing.assert_allclose(
+        outputs, inputs @ to_numpy(layer.kernel_base), rtol=1e-5, atol=1e-6
+    )
+
+
+@pytest.mark.parametrize("rank", [None, 8])
+def test_variance_at_the_start_is_that_of_a_dense_layer(rank):
+    inputs, knowledge = normal(0, 512, 64), normal(1, 512, 16)
+    layer = MetaDense(64, rank=rank, activation=None)
+    outputs = to_numpy(layer(inputs, knowledge))
+    shared = inputs @ to_numpy(layer.kernel_base)
+    # A Dense layer with a He kernel doubles the variance of its input. The
+    # scenario adds a tenth of that.
+    assert np.var(outputs) == pytest.approx(2.2, rel=0.15)
+    assert np.var(outputs - shared) == pytest.approx(0.2, rel=0.3)
+
+
+@pytest.mark.parametrize("rank", [None, 2])
+def test_gradient_reaches_the_knowledge_at_the_start(rank):
+    knowledge = tf.constant(normal(1, 4, 3))
+    layer = MetaDense(4, rank=rank)
+    with tf.GradientTape() as tape:
+        tape.watch(knowledge)
+        loss = tf.reduce_sum(layer(normal(0, 4, 5), knowledge) ** 2)
+    gradient = tape.gradient(loss, knowledge).numpy()
+    assert np.all(gradient != 0)
+
+
+@pytest.mark.parametrize("rank", [None, 2])
+def test_regularizer_covers_every_weight(rank):
+    layer = MetaDense(
+        3, rank=rank, generator_regularizer=keras.regularizers.L2(0.1)
+    )
+    layer.build((None, 4), (None, 2))
+    randomize_weights(layer)
+    expected = 0.1 * sum(
+        float(np.sum(to_numpy(weight) ** 2)) for weight in layer.weights
+    )
+    assert sum(float(loss) for loss in layer.losses) == pytest.approx(
+        expected, rel=1e-5
+    )
+
+
+def test_one_initializer_object_gives_different_kernels():
+    initializer = keras.initializers.HeNormal()
+    layers = [MetaDense(4, kernel_initializer=initializer) for _ in range(2)]
+    for layer in layers:
+        layer.build((None, 4), (None, 2))
+    first, second = (to_numpy(layer.kernel_base) for layer in layers)
+    assert not np.any(first == second)
+
+
+def test_one_unknown_middle_axis():
+    layer = MetaDense(3)
+    symbolic = layer(
+        keras.KerasTensor((None, None, 4)), keras.KerasTensor((None, 2))
+    )
+    assert symbolic.shape == (None, None, 3)
+    assert layer(normal(0, 2, 7, 4), normal(1, 2, 2)).shape == (2, 7, 3)
+
+
+def test_invalid_arguments():
+    with pytest.raises(ValueError, match="`units` .* Received: units=0"):
+        MetaDense(0)
+    with pytest.raises(ValueError, match="`rank` .* Received: rank=0"):
+        MetaDense(4, rank=0)
+    with pytest.raises(
+        ValueError, match=r"`inputs` must have .* inputs.shape=\(None, None\)"
+    ):
+        MetaDense(4).build((None, None), (None, 2))
+    with pytest.raises(ValueError, match="between the first and the last"):
+        MetaDense(4).build((None, None, 2, 4), (None, 2))
+    with pytest.raises(
+        ValueError, match=r"`scenario_knowledge` must .*=\(None, 2, 2\)"
+    ):
+        MetaDense(4).build((None, 4), (None, 2, 2))

@@ -1,0 +1,159 @@
+import json
+import math
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from m2m_tf.losses import PoissonLogRate, poisson_log_rate
+
+
+def elements(y_true, log_rate):
+    return poisson_log_rate(
+        tf.constant(y_true, "float32"), tf.constant(log_rate, "float32")
+    ).numpy()
+
+
+def test_hand_computed():
+    np.testing.assert_allclose(
+        elements([0.0, 2.0, 0.5], [0.0, math.log(3.0), -1.0]),
+        [1.0, 3.0 - 2.0 * 1.0986123, 0.36787944 + 0.5],
+        rtol=1e-6,
+    )
+
+
+def test_equals_keras_poisson_of_the_rate():
+    rng = np.random.default_rng(0)
+    y_true = rng.poisson(3.0, 20).astype("float32")
+    log_rate = rng.normal(size=20).astype("float32")
+    expected = keras.losses.Poisson()(y_true, np.exp(log_rate))
+    loss = PoissonLogRate()(y_true, log_rate)
+    assert float(loss) == pytest.approx(float(expected), rel=1e-5)
+
+
+@settings(max_examples=30, deadline=None, derandomize=True)
+@given(rate=st.floats(1e-6, 1e6), factor=st.floats(0.01, 0.9))
+def test_is_least_at_the_logarithm_of_the_label(rate, factor):
+    log_rates = np.log([rate * factor, rate, rate / factor])
+    below, at, above = elements([rate] * 3, log_rates)
+    assert at <= below
+    assert at <= above
+
+
+@pytest.mark.parametrize("log_rate", [-1e4, -50.0, 0.0, 50.0])
+@pytest.mark.parametrize("label", [0.0, 7.5])
+def test_gradient_is_rate_minus_label_without_a_guard(log_rate, label):
+    log_rate = tf.constant([log_rate])
+    with tf.GradientTape() as tape:
+        tape.watch(log_rate)
+        loss = PoissonLogRate()(tf.constant([label]), log_rate)
+    assert np.isfinite(float(loss))
+    expected = math.exp(float(log_rate[0])) - label
+    assert float(tape.gradient(loss, log_rate)[0]) == pytest.approx(
+        expected, rel=1e-5
+    )
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "float32"])
+def test_float32_whatever_the_policy(policy):
+    keras.config.set_dtype_policy(policy)
+    try:
+        loss = PoissonLogRate()
+        value = loss(tf.constant([1000.0]), tf.constant([6.0], "bfloat16"))
+        element = poisson_log_rate([1000.0], tf.constant([6.0], "bfloat16"))
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert value.dtype == element.dtype == "float32"
+    assert float(value) == pytest.approx(math.exp(6.0) - 6000.0, rel=1e-6)
+
+
+def test_last_axis_of_size_one_does_not_broadcast():
+    flat_true, flat_rate = [1.0, 2.0, 3.0], [0.1, 0.2, 0.3]
+    expected = elements(flat_true, flat_rate)
+    column_true = [[value] for value in flat_true]
+    column_rate = [[value] for value in flat_rate]
+    np.testing.assert_array_equal(elements(column_true, flat_rate), expected)
+    np.testing.assert_array_equal(
+        elements(flat_true, column_rate), expected[:, None]
+    )
+    np.testing.assert_array_equal(
+        elements(column_true, column_rate), expected[:, None]
+    )
+
+
+def test_other_shapes_are_rejected():
+    with pytest.raises(
+        ValueError,
+        match=r"same shape, .*y_true.shape=\(3,\), log_rate.shape=\(3, 2\)",
+    ):
+        elements([1.0, 2.0, 3.0], [[0.0, 0.0]] * 3)
+
+
+def test_what_the_weighted_mean_divides_by():
+    y_true, log_rate = [1.0, 4.0, 0.0], [0.0, 0.5, 1.0]
+    values = elements(y_true, log_rate)
+    weights = [2.0, 0.5, 0.0]
+    total = 2.0 * values[0] + 0.5 * values[1]
+    by_default = PoissonLogRate()(y_true, log_rate, weights)
+    assert float(by_default) == pytest.approx(total / 3, rel=1e-5)
+    by_weight = PoissonLogRate(reduction="mean_with_sample_weight")
+    assert float(by_weight(y_true, log_rate, weights)) == pytest.approx(
+        total / 2.5, rel=1e-5
+    )
+    unreduced = PoissonLogRate(reduction=None)(y_true, log_rate)
+    np.testing.assert_array_equal(unreduced, values)
+
+
+def test_round_trip():
+    loss = PoissonLogRate(reduction="sum", name="clicks")
+    config = json.loads(json.dumps(keras.losses.serialize(loss)))
+    copy = keras.losses.deserialize(config)
+    assert isinstance(copy, PoissonLogRate)
+    assert copy.get_config() == loss.get_config()
+    function = keras.losses.deserialize(
+        keras.losses.serialize(poisson_log_rate)
+    )
+    assert function is poisson_log_rate
+
+
+def test_compiled_model_minimises_the_joint_loss(tmp_path):
+    """Eq. 19: the weighted sum of the tasks' means and the penalty."""
+    keras.utils.set_random_seed(0)
+    inputs = keras.Input((3,))
+    penalty = keras.regularizers.L2(0.01)
+    outputs = {
+        task: keras.layers.Dense(1, kernel_regularizer=penalty, name=task)(
+            inputs
+        )
+        for task in ("clicks", "sales")
+    }
+    model = keras.Model(inputs, outputs)
+    weights = {"clicks": 1.0, "sales": 0.1}
+    model.compile(
+        loss={task: PoissonLogRate() for task in weights},
+        loss_weights=weights,
+    )
+    rng = np.random.default_rng(0)
+    x = rng.normal(size=(8, 3)).astype("float32")
+    y = {task: rng.poisson(2.0, (8, 1)).astype("float32") for task in weights}
+
+    loss = model.evaluate(x, y, batch_size=8, verbose=0, return_dict=True)
+
+    expected = 0.0
+    for task, task_weight in weights.items():
+        kernel, bias = model.get_layer(task).get_weights()
+        task_loss = 0.0
+        for row, label in zip(x, y[task][:, 0], strict=True):
+            log_rate = float(row @ kernel[:, 0] + bias[0])
+            task_loss += (math.exp(log_rate) - label * log_rate) / 8
+        expected += task_weight * task_loss + 0.01 * (kernel**2).sum()
+    assert loss["loss"] == pytest.approx(expected, rel=1e-5)
+
+    model.optimizer.build(model.trainable_variables)
+    model.save(tmp_path / "model.keras")
+    reloaded = keras.models.load_model(tmp_path / "model.keras")
+    again = reloaded.evaluate(x, y, batch_size=8, verbose=0, return_dict=True)
+    assert again["loss"] == pytest.approx(loss["loss"], rel=1e-6)
