@@ -282,8 +282,6 @@ class TrainingSettings:
         dtype_policy: `"float32"` or `"mixed_bfloat16"`.
         jit_compile: Compile the step with XLA.
         shuffle_rows: Samples held to draw from.
-        checkpoint_steps: Steps between backups that a killed run resumes
-            from; None backs up at each epoch's end.
     """
 
     batch_size: _Count = 256
@@ -294,7 +292,7 @@ class TrainingSettings:
     epsilon: _Positive = 1e-9
     clip_value: _Positive = 3.0
     patience: _Count = 3
-    seed: int = 0
+    seed: Annotated[int, Field(ge=0)] = 0
     dtype_policy: Literal["float32", "mixed_bfloat16"] = "float32"
     jit_compile: bool = True
     shuffle_rows: _Count = 16384
@@ -303,8 +301,8 @@ class TrainingSettings:
 MODEL_PRESETS = {
     "paper": ModelSettings(),
     "small": ModelSettings(
-        embedding_dim=8,
-        pooling="mean",
+        embedding_dim=4,
+        pooling="last",
         view_dim=64,
         knowledge_dim=16,
         num_meta_layers=1,
@@ -316,7 +314,7 @@ MODEL_PRESETS = {
 TRAINING_PRESETS = {
     "paper": TrainingSettings(),
     "small": TrainingSettings(
-        batch_size=512, epochs=6, learning_rate=1e-3, schedule="cosine"
+        batch_size=512, epochs=4, learning_rate=2e-3, schedule="cosine"
     ),
 }
 

@@ -96,7 +96,9 @@ def train(
     folder = pathlib.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
     keras.backend.clear_session()
-    keras.utils.set_random_seed(settings.seed)
+    # TensorFlow compares a shuffle's seed with 0 in Python when the global
+    # seed is 0, which fails for the tensor that the pipeline's epochs give.
+    keras.utils.set_random_seed(settings.seed + 1)
     epoch = tf.Variable(0, dtype=tf.int64, trainable=False)
     batches = data.train(
         settings.batch_size, settings.shuffle_rows, settings.seed, epoch
@@ -278,4 +280,3 @@ def _log_hparams(folder, *settings):
     writer = tf.summary.create_file_writer(str(folder / LOGS_FOLDER / "cells"))
     with writer.as_default():
         hparams.hparams(values)
-

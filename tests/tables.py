@@ -51,7 +51,9 @@ def write_clinic_tables(
     pl.DataFrame(
         {
             "clinic": [f"clinic_{i:03d}" for i in range(entities)],
-            "town": [("north", "south", "east")[i % 3] for i in range(entities)],
+            "town": [
+                ("north", "south", "east")[i % 3] for i in range(entities)
+            ],
             "beds": [float(i % 5) for i in range(entities)],
         }
     ).write_csv(folder / "profile.csv")

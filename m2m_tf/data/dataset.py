@@ -128,5 +128,3 @@ class ForecastData:
         )
         steps = -(-self.num_samples(split) // batch_size)
         return batches.apply(tf.data.experimental.assert_cardinality(steps))
-
-

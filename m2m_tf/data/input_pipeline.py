@@ -36,9 +36,7 @@ def samples(
             for name, tensor in rows.items()
         }
 
-    return records.map(
-        cut, num_parallel_calls=2, deterministic=True
-    ).unbatch()
+    return records.map(cut, num_parallel_calls=2, deterministic=True).unbatch()
 
 
 def raw_batches(
@@ -79,25 +77,27 @@ def training_batches(
         shuffle_rows: Samples held to draw from.
         seed: Seeds the order.
         epoch: Variable with the epoch's number, read whenever the dataset is
-            iterated anew. None counts the iterations of this dataset.
+            iterated anew (needs a global random seed other than 0, see
+            `training.train`). None counts the iterations of this dataset.
     """
 
-    def shuffled(order):
+    def shuffled(order, reshuffle=False):
         drawn = records.shuffle(
-            _SHUFFLE_RECORDS, seed=order, reshuffle_each_iteration=False
+            _SHUFFLE_RECORDS, seed=order, reshuffle_each_iteration=reshuffle
         )
         return samples(drawn, spec, cutoffs).shuffle(
-            shuffle_rows, seed=order + 1, reshuffle_each_iteration=False
+            shuffle_rows, seed=order + 1, reshuffle_each_iteration=reshuffle
         )
 
+    # Seeds of different runs and epochs are far apart; the two shuffles of
+    # one epoch use neighbours.
+    first_order = 2 * 1_000_003 * seed
     if epoch is None:
-        epoch = tf.Variable(-1, dtype=tf.int64, trainable=False)
-        orders = tf.data.Dataset.range(1).map(lambda _: epoch.assign_add(1))
+        rows = shuffled(first_order, reshuffle=True)
     else:
-        orders = tf.data.Dataset.range(1).map(lambda _: epoch.read_value())
-    # Odd and even offsets keep the two shuffles of all epochs apart.
-    orders = orders.map(lambda number: 2 * (1_000_003 * seed + number))
-    batches = orders.flat_map(shuffled).batch(batch_size, drop_remainder=True)
+        numbers = tf.data.Dataset.range(1).map(lambda _: epoch.read_value())
+        rows = numbers.flat_map(lambda n: shuffled(first_order + 2 * n))
+    batches = rows.batch(batch_size, drop_remainder=True)
     return _to_inputs(batches, spec, preprocessor)
 
 
@@ -113,9 +113,7 @@ def evaluation_batches(
     return _to_inputs(batches, spec, preprocessor)
 
 
-def count_samples(
-    records: tf.data.Dataset, spec: DatasetSpec, cutoffs
-) -> int:
+def count_samples(records: tf.data.Dataset, spec: DatasetSpec, cutoffs) -> int:
     """Number of samples that `cutoffs` give."""
     cutoffs = tf.constant(list(cutoffs), tf.int32)
 

@@ -236,8 +236,10 @@ def _chunk_records(spec, rows, profile, scenarios, every_scenario):
     attributes = {
         row[spec.entity]: row for row in profile.iter_rows(named=True)
     }
-    entities = sorted(set(by_entity) | set(attributes)) if every_scenario else (
-        sorted(by_entity)
+    entities = (
+        sorted(set(by_entity) | set(attributes))
+        if every_scenario
+        else (sorted(by_entity))
     )
     unknown = {name: "" for name in spec.profile_columns.categorical} | {
         name: 0.0 for name in spec.profile_columns.numeric
@@ -309,7 +311,10 @@ def _read_attributes(path, key, columns: AttributeColumns):
                 pl.col(n).cast(pl.String).fill_null("")
                 for n in columns.categorical
             ],
-            *[pl.col(n).cast(pl.Float32, strict=False) for n in columns.numeric],
+            *[
+                pl.col(n).cast(pl.Float32, strict=False)
+                for n in columns.numeric
+            ],
         )
         .sort(key)
         .collect()
@@ -334,9 +339,14 @@ def _missing_columns(path, names):
 def _find(frame, path, column, wrong, message, show=None):
     """Zero or one `Problem`: rows of `frame` where `wrong` holds."""
     shown = pl.col(column) if show is None else show
-    found = frame.filter(wrong).select(
-        pl.len().alias("count"), shown.first().cast(pl.String).alias("example")
-    ).collect()
+    found = (
+        frame.filter(wrong)
+        .select(
+            pl.len().alias("count"),
+            shown.first().cast(pl.String).alias("example"),
+        )
+        .collect()
+    )
     count, example = found.row(0)
     if not count:
         return []

@@ -149,9 +149,7 @@ def raw_features(spec: DatasetSpec) -> dict[str, Tensor]:
 
 def record_tensors(spec: DatasetSpec) -> dict[str, Tensor]:
     """Name → shape and dtype of a record; None is its number of scenarios."""
-    scenario_tensors = attribute_tensors(
-        spec.scenario_columns, SCENARIO_PREFIX
-    )
+    scenario_tensors = attribute_tensors(spec.scenario_columns, SCENARIO_PREFIX)
     return {
         ENTITY: Tensor((), "string"),
         SCENARIO: Tensor((None,), "string"),

@@ -70,9 +70,7 @@ class Preprocessor(keras.layers.Layer):
         kwargs.setdefault("dtype", "float32")
         super().__init__(trainable=False, **kwargs)
         self.spec = (
-            spec
-            if isinstance(spec, DatasetSpec)
-            else parse(DatasetSpec, spec)
+            spec if isinstance(spec, DatasetSpec) else parse(DatasetSpec, spec)
         )
         self.statistics = (
             statistics
@@ -162,9 +160,9 @@ class Preprocessor(keras.layers.Layer):
     def task_weights(self) -> dict[str, float]:
         """λ_t of each task (eq. 19), with `inverse_mean` resolved."""
         return {
-            task.name: 1.0 / mean if task.weight == "inverse_mean" else (
-                task.weight
-            )
+            task.name: 1.0 / mean
+            if task.weight == "inverse_mean"
+            else (task.weight)
             for task, mean in zip(
                 self.spec.tasks, self.statistics.label_means, strict=True
             )
@@ -262,7 +260,9 @@ def dense_features(spec: DatasetSpec, raw: dict):
         width = spec.horizon * len(spec.known_future)
         parts.append(tf.reshape(_signed_log(daily), [-1, width]))
         parts.append(_signed_log(tf.reduce_sum(daily, 1)))
-    numeric = [schema.SCENARIO_PREFIX + n for n in spec.scenario_columns.numeric]
+    numeric = [
+        schema.SCENARIO_PREFIX + n for n in spec.scenario_columns.numeric
+    ]
     numeric += [schema.PROFILE_PREFIX + n for n in spec.profile_columns.numeric]
     for name in numeric:
         value = raw[name]
@@ -385,9 +385,11 @@ def _fit_moments(spec, batches):
         dense = dense_features(spec, rows).numpy().astype(np.float64)
         labels = rows[windows.LABELS].numpy().astype(np.float64)
         part = [dense.sum(0), (dense**2).sum(0), labels.sum(0)]
-        totals = part if totals is None else [
-            total + new for total, new in zip(totals, part, strict=True)
-        ]
+        totals = (
+            part
+            if totals is None
+            else [total + new for total, new in zip(totals, part, strict=True)]
+        )
         count += len(dense)
     mean, square, label_mean = (total / count for total in totals)
     std = np.sqrt(np.maximum(square - mean**2, 0))

@@ -2,8 +2,7 @@
 
 import keras
 import numpy as np
-from keras import ops
-from keras import regularizers
+from keras import ops, regularizers
 
 
 @keras.saving.register_keras_serializable("m2m_tf")

@@ -164,10 +164,18 @@ class SequenceEncoder(keras.layers.Layer):
         sequence_mask = ops.cast(sequence_mask, "bool")
         if self.use_transformer:
             # [batch, 1, lookback]: no query may look at a padded key.
+            attention_mask = ops.expand_dims(sequence_mask, axis=1)
+            if self.pooling == "last":
+                # Only the last day is pooled, so only it asks: the same
+                # output for a fraction of the work.
+                query = ops.expand_dims(self._pool(days, sequence_mask), 1)
+                last = self.self_attention(
+                    query, days, attention_mask=attention_mask
+                )
+                real = ops.any(sequence_mask, axis=1, keepdims=True)
+                return ops.squeeze(last, axis=1) * ops.cast(real, last.dtype)
             days = self.self_attention(
-                days,
-                days,
-                attention_mask=ops.expand_dims(sequence_mask, axis=1),
+                days, days, attention_mask=attention_mask
             )
         if self.pooling == "flatten":
             mask = ops.cast(sequence_mask, days.dtype)
@@ -175,6 +183,9 @@ class SequenceEncoder(keras.layers.Layer):
                 days * ops.expand_dims(mask, axis=-1),
                 (-1, days.shape[1] * days.shape[2]),
             )
+        return self._pool(days, sequence_mask)
+
+    def _pool(self, days, sequence_mask):
         weights = self._day_weights(days, sequence_mask)
         # [batch, 1, lookback] @ [batch, lookback, width]
         pooled = ops.matmul(

@@ -5,8 +5,7 @@ import dataclasses
 from m2m_tf.config import ModelSettings
 from m2m_tf.data.schema import ModelInputSpec
 from m2m_tf.models.forecast_model import ForecastModel as ForecastModel
-from m2m_tf.models.m2m import expert_attention as expert_attention
-from m2m_tf.models.m2m import m2m as m2m
+from m2m_tf.models.m2m import expert_attention as expert_attention, m2m as m2m
 
 BUILDERS = {"m2m": m2m}
 

@@ -82,9 +82,7 @@ def score_tables(
             f"days that the spec covers. Received: {cutoff}. For newer "
             "tables, set `end` in the spec."
         )
-    first = max(
-        spec.start, cutoff - datetime.timedelta(days=spec.lookback - 1)
-    )
+    first = max(spec.start, cutoff - datetime.timedelta(days=spec.lookback - 1))
     # Nothing later than the cutoff is read at all.
     spec = dataclasses.replace(spec, start=first, end=cutoff)
     panel.validate_for_scoring(spec)

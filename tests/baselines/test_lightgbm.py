@@ -1,0 +1,87 @@
+import sys
+
+import numpy as np
+import pytest
+
+from m2m_tf.baselines import lightgbm, naive_forecasts
+
+pytest.importorskip("lightgbm")
+
+
+def heavy_tailed(seed, rows=3000):
+    """Counts with a level over five powers of ten and one real effect."""
+    rng = np.random.default_rng(seed)
+    level = np.exp(rng.normal(1.0, 3.0, rows))
+    effect = rng.integers(0, 2, rows)
+    labels = rng.poisson(level * (1 + effect))
+    features = np.stack([np.log(level), effect, rng.normal(size=rows)], axis=1)
+    return features.astype("float32"), labels.astype("float64"), level
+
+
+@pytest.mark.parametrize("objective", ["poisson", "l1"])
+def test_learns_the_effect_on_heavy_tails(objective):
+    features, labels, level = heavy_tailed(0)
+    val_features, val_labels, val_level = heavy_tailed(1)
+    trees = lightgbm.fit(
+        features, labels, val_features, val_labels, level, val_level, objective
+    )
+    new, truth, new_level = heavy_tailed(2)
+    forecast = trees.predict(new, new_level)
+    assert np.isfinite(forecast).all()
+    assert (forecast >= 0).all()
+    error = np.abs(forecast - truth).sum()
+    assert error < 0.5 * np.abs(new_level - truth).sum()
+
+
+def test_l1_forecasts_zero_where_most_are_zero():
+    rng = np.random.default_rng(3)
+    labels = rng.poisson(0.2, 8000).astype("float64")
+    features = rng.normal(size=(8000, 2)).astype("float32")
+    level = np.full(8000, 0.2)
+    half = slice(0, 4000), slice(4000, 8000)
+    medians, means = (
+        lightgbm.fit(
+            features[half[0]],
+            labels[half[0]],
+            features[half[1]],
+            labels[half[1]],
+            level[half[0]],
+            level[half[1]],
+            objective,
+        ).predict(features, level)
+        for objective in ("l1", "poisson")
+    )
+    assert np.median(medians) == 0
+    assert means.mean() == pytest.approx(labels.mean(), rel=0.1)
+
+
+def test_forecast_of_every_task(spec, make_raw):
+    train = [make_raw(500, seed) for seed in range(4)]
+    validation, test = [make_raw(400, 10)], [make_raw(300, 11), make_raw(7, 12)]
+    labels = np.concatenate([raw.pop("labels") for raw in test])
+    forecasts = lightgbm.forecast(spec, train, validation, test)
+    again = lightgbm.forecast(spec, train, validation, test)
+    naive = np.concatenate(
+        [naive_forecasts(spec, raw)["history_mean"] for raw in test]
+    )
+    assert list(forecasts) == ["lightgbm", "lightgbm_median"]
+    for name, forecast in forecasts.items():
+        assert forecast.shape == (307, 3)
+        assert forecast[:, 2].max() <= 1
+        assert np.abs(forecast - labels).sum() < np.abs(naive - labels).sum()
+        np.testing.assert_array_equal(again[name], forecast)
+
+
+def test_rejects_unknown_objective_and_lengths():
+    features, labels, level = heavy_tailed(0, rows=10)
+    rows = (features, labels)
+    with pytest.raises(ValueError, match=r"\['l1', 'poisson'\].*'huber'"):
+        lightgbm.fit(*rows, *rows, level, level, "huber")
+    with pytest.raises(ValueError, match="10, 10 and 9 rows"):
+        lightgbm.fit(*rows, *rows, level[1:], level)
+
+
+def test_says_how_to_install(spec, monkeypatch):
+    monkeypatch.setitem(sys.modules, "lightgbm", None)
+    with pytest.raises(ImportError, match=r"pip install 'm2m_tf\[lightgbm\]'"):
+        lightgbm.forecast(spec, [], [], [])

@@ -1,0 +1,131 @@
+import json
+import math
+
+import numpy as np
+import pytest
+
+from m2m_tf.evaluation import evaluate_forecasts, format_table
+
+TASKS = ["clicks", "sales"]
+SCENARIOS = ["shelf", "display", "coupon"]
+# Clicks and sales of four samples; nothing is ever sold on display, and
+# coupon has no sample.
+Y_TRUE = np.array([[1.0, 10.0], [3.0, 0.0], [0.0, 0.0], [4.0, 0.0]])
+SCENARIO = np.array([0, 0, 1, 1])
+
+
+@pytest.fixture
+def result():
+    forecasts = {
+        "m2m": np.array([[2.0, 6.0], [2.0, 1.0], [1.0, 0.5], [5.0, 0.5]]),
+        "m2m_median": np.array([[1.0, 5.0], [2.0, 0], [0, 0], [4.0, 0]]),
+        "last_week": np.zeros((4, 2)),
+    }
+    return evaluate_forecasts(Y_TRUE, forecasts, SCENARIO, TASKS, SCENARIOS)
+
+
+def test_cells_hand_computed(result):
+    cells = result["m2m"]["cells"]
+    places = [(cell["task"], cell["scenario"]) for cell in cells]
+    assert places == [
+        ("clicks", "shelf"),
+        ("clicks", "display"),
+        ("sales", "shelf"),
+        ("sales", "display"),
+    ]
+    assert [cell["n"] for cell in cells] == [2, 2, 2, 2]
+    assert [cell["zero_share"] for cell in cells] == [0.0, 0.5, 0.5, 1.0]
+    assert [cell["mean_label"] for cell in cells] == [2.0, 2.0, 5.0, 0.0]
+    assert [cell["nmae"] for cell in cells] == [0.5, 0.5, 0.5, None]
+    smape = [cell["smape"] for cell in cells]
+    np.testing.assert_allclose(
+        smape, [(2 / 3 + 2 / 5) / 2, (2 + 2 / 9) / 2, (0.5 + 2) / 2, 2]
+    )
+    # Twice the forecast where nothing happened.
+    assert cells[3]["poisson_deviance"] == pytest.approx(1.0)
+
+
+def test_overall_is_unweighted_mean_over_cells(result):
+    for scores in result.values():
+        for metric in ("nmae", "smape"):
+            values = [cell[metric] for cell in scores["cells"]]
+            values = [value for value in values if value is not None]
+            assert scores["overall"][metric] == pytest.approx(
+                sum(values) / len(values)
+            )
+    assert result["m2m"]["overall"]["nmae"] == pytest.approx(0.5)
+    assert result["last_week"]["overall"]["nmae"] == pytest.approx(1.0)
+
+
+def test_medians_have_no_deviance(result):
+    median = result["m2m_median"]
+    assert median["overall"]["poisson_deviance"] is None
+    assert {cell["poisson_deviance"] for cell in median["cells"]} == {None}
+    # A naive zero is scored with the clip at 1e-9: 2 (10 log 1e10 - 10) / 2.
+    naive = result["last_week"]["cells"][2]["poisson_deviance"]
+    assert naive == pytest.approx(10 * math.log(1e10) - 10)
+
+
+def test_result_is_strict_json(result):
+    assert json.loads(json.dumps(result, allow_nan=False)) == result
+
+
+def test_all_labels_zero():
+    result = evaluate_forecasts(
+        [[0.0]], {"m2m": [[0.5]]}, [0], ["clicks"], ["shelf"]
+    )
+    assert result["m2m"]["overall"] == {
+        "nmae": None,
+        "smape": pytest.approx(2.0),
+        "poisson_deviance": pytest.approx(1.0),
+    }
+
+
+def test_table(result):
+    lines = format_table(result).splitlines()
+    assert lines[0].split() == [
+        "forecast",
+        "NMAE",
+        "SMAPE",
+        "Poisson",
+        "deviance",
+    ]
+    assert lines[1].split()[:2] == ["m2m", "0.500"]
+    assert lines[2].endswith("-")
+    assert len({len(line) for line in lines}) == 1
+    cells = format_table(result, cells_of="m2m").splitlines()[5:]
+    assert cells[0] == "m2m"
+    assert cells[2].split()[:6] == ["clicks", "shelf", "2", "0%", "2", "0.500"]
+    assert cells[5].split()[:6] == ["sales", "display", "2", "100%", "0", "-"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"y_true": Y_TRUE[:, :1]},
+            r"for each of \['clicks', 'sales'\].*y_true.shape=\(4, 1\)",
+        ),
+        ({"forecasts": {}}, "must hold one forecast .*forecasts={}"),
+        (
+            {"forecasts": {"m2m": Y_TRUE, "bad": -Y_TRUE}},
+            "Forecast 'bad': `y_pred` must be finite and not negative",
+        ),
+        ({"scenario": SCENARIO + 2}, r"must be in \[0, 3\).*scenario=3"),
+    ],
+)
+def test_errors(changes, message):
+    arguments = {
+        "y_true": Y_TRUE,
+        "forecasts": {"m2m": Y_TRUE},
+        "scenario": SCENARIO,
+        "task_names": TASKS,
+        "scenario_names": SCENARIOS,
+    }
+    with pytest.raises(ValueError, match=message):
+        evaluate_forecasts(**(arguments | changes))
+
+
+def test_table_rejects_unknown_forecast(result):
+    with pytest.raises(ValueError, match="must be one of .*'mmoe'"):
+        format_table(result, cells_of="mmoe")
