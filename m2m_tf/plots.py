@@ -237,6 +237,7 @@ def _panels(rows, columns, width, height):
         figsize=(columns * width, rows * height + 0.9), layout="constrained"
     )
     FigureCanvasAgg(figure)
+    figure.get_layout_engine().set(w_pad=0.12, h_pad=0.06)
     axes = figure.subplots(rows, columns, squeeze=False)
     return figure, axes
 
@@ -311,7 +312,7 @@ def _calibration_axis(axis, forecast, labels):
         color=_COLOURS[0],
         marker="o",
         linestyle="none",
-        label="tenth of the samples",
+        label="group of samples",
     )
     axis.grid(color="#dddddd", linewidth=0.6)
 

@@ -7,6 +7,9 @@ import numpy as np
 import polars as pl
 import yaml
 
+from m2m_tf.config import ModelSettings, TrainingSettings
+
+TOWNS = ("north", "south", "east")
 SCENARIOS = ("walk_in", "booked", "video")
 
 
@@ -96,3 +99,18 @@ def write_clinic_tables(
     path = folder / "spec.yaml"
     path.write_text(yaml.safe_dump(spec, sort_keys=False))
     return path
+
+
+SMALL_MODEL = ModelSettings(
+    embedding_dim=2,
+    pooling="mean",
+    num_experts=2,
+    view_dim=8,
+    knowledge_dim=4,
+    num_meta_layers=1,
+    num_tower_layers=1,
+    history_offset=True,
+    dropout=0.1,
+)
+# Without XLA: compiling takes longer than these few steps.
+SMALL_TRAINING = TrainingSettings(batch_size=32, epochs=2, jit_compile=False)

@@ -16,14 +16,14 @@ from m2m_tf.data import windows
 POISSON = "lightgbm"
 MEDIAN = "lightgbm_median"
 
-_MAX_ROUNDS = 300
+_MAX_ROUNDS = 150
 _PATIENCE = 20
 _TREES = {
-    "learning_rate": 0.1,
+    "learning_rate": 0.15,
     "num_leaves": 31,
     "min_data_in_leaf": 50,
     "max_bin": 63,
-    "feature_fraction": 0.5,
+    "feature_fraction": 0.3,
     "bagging_fraction": 0.7,
     "bagging_freq": 1,
     "lambda_l2": 1.0,
@@ -95,7 +95,7 @@ def fit(
         num_threads: Threads; on a busy machine 1 is often the fastest.
 
     Returns:
-        A `FittedTrees`, the best by validation loss of at most 300 rounds.
+        A `FittedTrees`, the best by validation loss of at most 150 rounds.
 
     Raises:
         ImportError: If LightGBM is not installed.

@@ -350,7 +350,9 @@ def _find(frame, path, column, wrong, message, show=None):
     count, example = found.row(0)
     if not count:
         return []
-    return [Problem(path.name, column, count, message, str(example))]
+    # Quotes show an empty or blank value.
+    example = repr(example) if example in (None, "") else example
+    return [Problem(path.name, column, count, message, example)]
 
 
 def _number_problems(frame, path, columns):

@@ -131,6 +131,7 @@ def cut_windows(spec: DatasetSpec, record: dict, cutoffs) -> dict:
     for name, tensor in record.items():
         if name == schema.VALUES:
             continue
+        tensor = tf.convert_to_tensor(tensor)
         if name == schema.SCENARIO or name.startswith(schema.SCENARIO_PREFIX):
             features[name] = tf.repeat(tensor, tf.size(cutoffs))
         else:

@@ -1,0 +1,244 @@
+import dataclasses
+
+import numpy as np
+import polars as pl
+import pytest
+from hypothesis import given, settings, strategies as st
+from tables import write_clinic_tables
+
+from m2m_tf.config import DatasetSpec
+from m2m_tf.data import panel
+
+
+@pytest.fixture(scope="module")
+def source(clinic_spec):
+    return pl.read_parquet(clinic_spec.panel)
+
+
+def with_panel(spec, tmp_path, frame, name="panel.parquet"):
+    path = tmp_path / name
+    frame.write_csv(path) if name.endswith("csv") else frame.write_parquet(path)
+    return dataclasses.replace(spec, panel=path)
+
+
+def problems_of(spec):
+    with pytest.raises(panel.DataValidationError) as caught:
+        panel.validate_tables(spec)
+    return caught.value.problems
+
+
+def set_rows(frame, column, value, count=1):
+    rows = pl.int_range(pl.len()) < count
+    return frame.with_columns(
+        pl.when(rows).then(value).otherwise(pl.col(column)).alias(column)
+    )
+
+
+def test_valid_tables_are_summed_up(clinic_spec, source):
+    summary = panel.validate_tables(clinic_spec)
+    assert summary.entities == source["clinic"].n_unique()
+    assert summary.panel_rows == source.height
+    assert "12 entities, 3 scenarios" in str(summary)
+
+
+def test_csv_gives_the_same_records(clinic_spec, source, tmp_path):
+    spec = with_panel(clinic_spec, tmp_path, source, "panel.csv")
+    panel.validate_tables(spec)
+    for ours, theirs in zip(
+        panel.iter_records(spec), panel.iter_records(clinic_spec), strict=True
+    ):
+        np.testing.assert_allclose(ours["values"], theirs["values"], rtol=1e-6)
+
+
+CASES = {
+    "missing column": (
+        lambda f: f.drop("fees"),
+        "fees",
+        0,
+        "is missing; add it",
+    ),
+    "NaN": (
+        lambda f: set_rows(f, "fees", float("nan"), 3),
+        "fees",
+        3,
+        "NaN, infinite",
+    ),
+    "infinite": (
+        lambda f: set_rows(f, "staff", float("inf"), 2),
+        "staff",
+        2,
+        "NaN, infinite",
+    ),
+    "null": (lambda f: set_rows(f, "staff", None), "staff", 1, "missing"),
+    "negative label": (
+        lambda f: set_rows(f, "visits", -2.0),
+        "visits",
+        1,
+        "must not be negative",
+    ),
+    "duplicate key": (
+        lambda f: pl.concat([f, f.head(4)]),
+        "(clinic, visit_kind, day)",
+        4,
+        "more than one row",
+    ),
+    "instants with a zone": (
+        lambda f: f.with_columns(pl.col("day").cast(pl.Datetime("us", "UTC"))),
+        "day",
+        None,
+        "local trading day",
+    ),
+    "times of day": (
+        lambda f: f.with_columns(
+            pl.col("day").cast(pl.Datetime) + pl.duration(hours=3)
+        ),
+        "day",
+        None,
+        "local trading day",
+    ),
+    "dates outside": (
+        lambda f: set_rows(f, "day", pl.date(2030, 1, 1), 5),
+        "day",
+        5,
+        "dates outside",
+    ),
+    "unlisted scenario": (
+        lambda f: set_rows(f, "visit_kind", pl.lit("phone"), 2),
+        "visit_kind",
+        2,
+        "scenarios.parquet does not list",
+    ),
+    "unlisted entity": (
+        lambda f: set_rows(f, "clinic", pl.lit("nobody"), 2),
+        "clinic",
+        2,
+        "profile.csv does not list",
+    ),
+    "empty id": (
+        lambda f: set_rows(f, "clinic", pl.lit("")),
+        "clinic",
+        1,
+        "empty ids",
+    ),
+    "task never positive": (
+        lambda f: f.with_columns(fees=pl.lit(0.0)),
+        "fees",
+        0,
+        "zero on every training label day",
+    ),
+}
+
+
+@pytest.mark.parametrize("case", CASES)
+def test_problem_is_reported_with_place(clinic_spec, source, tmp_path, case):
+    change, column, count, message = CASES[case]
+    spec = with_panel(clinic_spec, tmp_path, change(source))
+    found = [p for p in problems_of(spec) if message in p.message]
+    assert [p.column for p in found] == [column]
+    assert found[0].file == "panel.parquet" and found[0].example
+    if count is not None:
+        assert found[0].count == count
+
+
+def test_unparseable_dates_of_a_csv(clinic_spec, source, tmp_path):
+    frame = source.with_columns(pl.col("day").cast(pl.String))
+    frame = set_rows(frame, "day", pl.lit("31/12/2025"), 2)
+    spec = with_panel(clinic_spec, tmp_path, frame, "panel.csv")
+    (problem,) = problems_of(spec)
+    assert (problem.column, problem.count) == ("day", 2)
+    assert problem.example == "31/12/2025"
+
+
+def test_numbers_that_are_words_in_a_csv(clinic_spec, source, tmp_path):
+    frame = source.with_columns(pl.col("staff").cast(pl.String))
+    frame = set_rows(frame, "staff", pl.lit("many"))
+    spec = with_panel(clinic_spec, tmp_path, frame, "panel.csv")
+    (problem,) = problems_of(spec)
+    assert (problem.column, problem.example) == ("staff", "many")
+
+
+def test_duplicate_profile_and_scenario_ids(tmp_path):
+    spec = DatasetSpec.load(write_clinic_tables(tmp_path))
+    profile = pl.read_csv(spec.profile)
+    pl.concat([profile, profile.head(2)]).write_csv(spec.profile)
+    scenarios = pl.read_parquet(spec.scenarios)
+    pl.concat([scenarios, scenarios.head(1)]).write_parquet(spec.scenarios)
+    found = {p.file: (p.column, p.count) for p in problems_of(spec)}
+    assert found == {
+        "profile.csv": ("clinic", 2),
+        "scenarios.parquet": ("visit_kind", 1),
+    }
+
+
+def test_problems_of_all_tables_come_together(tmp_path, source):
+    spec = DatasetSpec.load(write_clinic_tables(tmp_path))
+    frame = set_rows(source, "fees", float("nan"))
+    set_rows(frame, "visits", -1.0).write_parquet(spec.panel)
+    pl.read_csv(spec.profile).drop("town").write_csv(spec.profile)
+    found = {(p.file, p.column) for p in problems_of(spec)}
+    assert found == {
+        ("panel.parquet", "fees"),
+        ("panel.parquet", "visits"),
+        ("profile.csv", "town"),
+    }
+
+
+def test_absent_table_and_unknown_ending(clinic_spec, tmp_path):
+    spec = dataclasses.replace(clinic_spec, panel=tmp_path / "no.parquet")
+    with pytest.raises(FileNotFoundError, match="there is no such table"):
+        panel.validate_tables(spec)
+    (tmp_path / "panel.xlsx").write_text("x")
+    spec = dataclasses.replace(clinic_spec, panel=tmp_path / "panel.xlsx")
+    with pytest.raises(ValueError, match=r"\.parquet or \.csv"):
+        panel.validate_tables(spec)
+
+
+@settings(max_examples=25, deadline=None)
+@given(data=st.data())
+def test_any_single_damage_is_found(
+    clinic_spec, source, data, tmp_path_factory
+):
+    column = data.draw(st.sampled_from(["staff", "fees", "visits"]))
+    bad = data.draw(
+        st.sampled_from([float("nan"), float("inf"), -float("inf"), None])
+    )
+    row = data.draw(st.integers(0, source.height - 1))
+    frame = source.with_columns(
+        pl.when(pl.int_range(pl.len()) == row)
+        .then(pl.lit(bad, pl.Float64))
+        .otherwise(pl.col(column))
+        .alias(column)
+    )
+    spec = with_panel(clinic_spec, tmp_path_factory.mktemp("bad"), frame)
+    found = problems_of(spec)
+    assert {p.column for p in found} == {column}
+    assert all(p.count == 1 for p in found)
+
+
+def test_records_hold_every_panel_value_once(clinic_spec, source):
+    records = list(panel.iter_records(clinic_spec))
+    assert sum(len(r["scenario"]) for r in records) == (
+        source.select("clinic", "visit_kind").n_unique()
+    )
+    for index, name in enumerate(clinic_spec.value_columns):
+        total = sum(float(r["values"][:, :, index].sum()) for r in records)
+        assert total == pytest.approx(source[name].sum(), rel=1e-5)
+
+
+def test_chunks_do_not_change_the_records(clinic_spec):
+    def by_entity(**kwargs):
+        return {
+            r["entity"]: r["values"]
+            for r in panel.iter_records(clinic_spec, **kwargs)
+        }
+
+    whole, parts = by_entity(), by_entity(chunk_rows=300)
+    assert whole.keys() == parts.keys()
+    for entity, values in whole.items():
+        np.testing.assert_array_equal(values, parts[entity])
+
+
+def test_every_scenario_gives_all_pairs(clinic_spec):
+    records = list(panel.iter_records(clinic_spec, every_scenario=True))
+    assert len(records) == 12
+    assert all(len(r["scenario"]) == 3 for r in records)

@@ -1,0 +1,37 @@
+import dataclasses
+
+import numpy as np
+import tensorflow_datasets as tfds
+
+from m2m_tf.data import panel, tfds_builder
+
+
+def test_records_read_back_equal_those_of_the_tables(clinic_data):
+    expected = {r["entity"]: r for r in panel.iter_records(clinic_data.spec)}
+    read = list(clinic_data.records.as_numpy_iterator())
+    assert len(read) == len(expected)
+    for record in read:
+        ours = expected[record["entity"].decode()]
+        np.testing.assert_array_equal(record["values"], ours["values"])
+        names = [name.decode() for name in record["scenario"]]
+        assert names == list(ours["scenario"])
+        assert record["profile_town"].decode() == ours["profile_town"]
+        assert record["scenario_needs_booking"].tolist() == (
+            ours["scenario_needs_booking"].tolist()
+        )
+
+
+def test_prepared_folder_opens_as_a_plain_tfds_dataset(clinic_spec, tmp_path):
+    builder = tfds_builder.prepare_records(clinic_spec, tmp_path)
+    plain = tfds.builder_from_directory(builder.data_dir)
+    assert str(plain.version) == "1.0.0"
+    assert plain.info.splits["series"].num_examples == 12
+
+
+def test_another_spec_gets_another_folder(clinic_spec, tmp_path):
+    other = dataclasses.replace(clinic_spec, lookback=21)
+    folders = {
+        tfds_builder.PanelSeries(spec=spec, data_dir=tmp_path).data_dir
+        for spec in (clinic_spec, other)
+    }
+    assert len(folders) == 2

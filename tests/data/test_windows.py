@@ -1,0 +1,185 @@
+import dataclasses
+import datetime
+
+import numpy as np
+import pytest
+from hypothesis import given, settings, strategies as st
+
+from m2m_tf.config import SplitDates, SplitShares
+from m2m_tf.data import panel, schema, windows
+
+
+@pytest.fixture(scope="module")
+def record(clinic_spec):
+    return next(panel.iter_records(clinic_spec))
+
+
+def cut(spec, record, cutoffs):
+    rows = windows.cut_windows(spec, record, cutoffs)
+    return {name: tensor.numpy() for name, tensor in rows.items()}
+
+
+def test_windows_equal_a_slow_reference(clinic_spec, record):
+    spec, cutoffs = clinic_spec, [30, 45]
+    rows = cut(spec, record, cutoffs)
+    names = list(spec.value_columns)
+    values = record[schema.VALUES]
+    position = 0
+    for scenario in range(len(values)):
+        for cutoff in cutoffs:
+            for age in range(spec.lookback):
+                day = cutoff - spec.lookback + 1 + age
+                for index, name in enumerate(spec.behavior):
+                    column = names.index(name)
+                    got = rows["behavior_sequence"][position, age]
+                    assert got[index] == values[scenario, day, column]
+                    total = sum(v[day, column] for v in values)
+                    assert got[len(spec.behavior) + index] == total
+            booked = names.index("appointments")
+            for ahead in range(spec.horizon):
+                day = cutoff - spec.horizon + 1 + ahead
+                assert (
+                    rows["known_future"][position, ahead, 0]
+                    == values[scenario, day, booked]
+                )
+            for index, task in enumerate(spec.tasks):
+                total = 0.0
+                for day in range(cutoff + 1, cutoff + spec.horizon + 1):
+                    total += float(
+                        values[scenario, day, names.index(task.column)]
+                    )
+                if task.kind == "binary":
+                    total = float(total > 0)
+                np.testing.assert_allclose(
+                    rows["labels"][position, index], total, rtol=1e-5
+                )
+            assert (
+                rows["scenario"][position].decode()
+                == (record["scenario"][scenario])
+            )
+            date = spec.start + datetime.timedelta(days=cutoff)
+            epoch = datetime.date(1970, 1, 1)
+            assert rows["cutoff"][position] == (date - epoch).days
+            position += 1
+    assert position == len(rows["labels"])
+
+
+def test_nothing_after_the_cutoff_reaches_an_input(clinic_spec, record):
+    before = cut(clinic_spec, record, [50])
+    changed = record[schema.VALUES].copy()
+    changed[:, 51:] = np.random.default_rng(0).uniform(
+        1, 9, changed[:, 51:].shape
+    )
+    after = cut(clinic_spec, record | {schema.VALUES: changed}, [50])
+    for name in before:
+        if name == windows.LABELS:
+            assert (before[name] != after[name]).any()
+        else:
+            np.testing.assert_array_equal(before[name], after[name])
+
+
+def test_nothing_up_to_the_cutoff_reaches_a_label(clinic_spec, record):
+    before = cut(clinic_spec, record, [50])
+    changed = record[schema.VALUES].copy()
+    changed[:, :51] += 1
+    after = cut(clinic_spec, record | {schema.VALUES: changed}, [50])
+    np.testing.assert_array_equal(before["labels"], after["labels"])
+
+
+def test_short_history_is_padded_in_front(clinic_spec, record):
+    rows = cut(clinic_spec, record, [9])
+    assert (rows["days_observed"] == 10).all()
+    padded = clinic_spec.lookback - 10
+    assert not rows["performance_sequence"][:, :padded].any()
+    np.testing.assert_array_equal(
+        rows["performance_sequence"][:, padded:, :3],
+        record[schema.VALUES][:, :10, 2:5],
+    )
+
+
+def test_inactive_samples_are_told_apart(clinic_spec, record):
+    values = record[schema.VALUES].copy()
+    column = clinic_spec.value_columns.index("visits")
+    values[0, :, column] = 0
+    rows = cut(clinic_spec, record | {schema.VALUES: values}, [40])
+    assert not rows["active"][0] and rows["active"][1:].all()
+
+
+def test_splits_of_a_year_of_sundays(clinic_spec):
+    spec = dataclasses.replace(
+        clinic_spec,
+        start=datetime.date(2017, 1, 1),
+        end=datetime.date(2017, 12, 31),
+        lookback=40,
+    )
+    splits = windows.make_splits(spec)
+    assert [len(splits.train), len(splits.validation), len(splits.test)] == [
+        35,
+        4,
+        5,
+    ]
+    for name in windows.SPLIT_NAMES:
+        for cutoff in getattr(splits, name):
+            assert windows.date_of(spec, cutoff).weekday() == 6
+    assert windows.date_of(spec, splits.test[-1]) == datetime.date(2017, 12, 24)
+
+
+@settings(max_examples=200, deadline=None)
+@given(
+    days=st.integers(60, 500),
+    lookback=st.integers(1, 60),
+    horizon=st.integers(1, 21),
+    stride=st.integers(1, 21),
+    share=st.floats(0.2, 0.8),
+    dates=st.booleans(),
+)
+def test_label_periods_of_splits_are_apart(
+    clinic_spec, days, lookback, horizon, stride, share, dates
+):
+    start = clinic_spec.start
+    rest = (1 - share) / 2
+    split = SplitShares(share, rest, 1 - share - rest)
+    if dates:
+        first = int(share * days)
+        split = SplitDates(
+            start + datetime.timedelta(days=first),
+            start + datetime.timedelta(days=(first + days) // 2 + 1),
+        )
+    spec = dataclasses.replace(
+        clinic_spec,
+        end=start + datetime.timedelta(days=days - 1),
+        lookback=lookback,
+        horizon=horizon,
+        stride=stride,
+        known_future=(),
+        split=split,
+    )
+    try:
+        splits = windows.make_splits(spec)
+    except windows.SplitError:
+        return
+    previous_end = None
+    for name in windows.SPLIT_NAMES:
+        cutoffs = getattr(splits, name)
+        assert cutoffs[0] - lookback + 1 >= 0
+        assert cutoffs[-1] + horizon <= days - 1
+        if previous_end is not None:
+            gap = cutoffs[0] + 1 - previous_end - 1
+            assert gap >= horizon
+        previous_end = cutoffs[-1] + horizon
+
+
+def test_too_few_days_say_how_many_are_needed(clinic_spec):
+    spec = dataclasses.replace(
+        clinic_spec, end=clinic_spec.start + datetime.timedelta(days=20)
+    )
+    with pytest.raises(windows.SplitError, match=r"21 days.*= 35\."):
+        windows.make_splits(spec)
+
+
+def test_empty_split_is_named(clinic_spec):
+    spec = dataclasses.replace(
+        clinic_spec, end=clinic_spec.start + datetime.timedelta(days=60)
+    )
+    with pytest.raises(windows.SplitError, match="split is empty"):
+        windows.make_splits(spec)

@@ -1,0 +1,142 @@
+import dataclasses
+import math
+
+import numpy as np
+import polars as pl
+import pytest
+from tables import write_clinic_tables
+
+from m2m_tf.config import DatasetSpec
+from m2m_tf.data import schema, windows
+from m2m_tf.data.dataset import ForecastData
+from m2m_tf.features import Preprocessor
+from m2m_tf.features.preprocessing import quantile_edges
+
+
+@pytest.fixture(scope="module")
+def raw(clinic_data):
+    batch = next(iter(clinic_data.raw("validation", 16)))
+    names = schema.raw_features(clinic_data.spec)
+    return {name: batch[name] for name in names}
+
+
+def bucket_of(value, edges):
+    if math.isnan(value):
+        return 0
+    if value == 0:
+        return 1
+    return 2 + sum(value >= edge for edge in edges)
+
+
+def test_ids_equal_a_slow_reference(clinic_data, raw):
+    preprocessor = clinic_data.preprocessor
+    inputs = preprocessor(raw)
+    edges = preprocessor.statistics.edges
+    names = schema.performance_names(clinic_data.spec)
+    ids = inputs["performance_sequence"].numpy()
+    values = raw["performance_sequence"].numpy()
+    for row in range(len(values)):
+        for day in range(0, values.shape[1], 5):
+            for index, name in enumerate(names):
+                assert ids[row, day, index] == bucket_of(
+                    values[row, day, index], edges[name]
+                )
+    beds = raw["profile_beds"].numpy()
+    got = inputs["profile_features"].numpy()[:, 1]
+    assert got.tolist() == [bucket_of(x, edges["profile_beds"]) for x in beds]
+
+
+def test_history_levels_equal_a_slow_reference(clinic_data, raw):
+    levels = clinic_data.preprocessor(raw)["log_history"].numpy()
+    means = clinic_data.preprocessor.statistics.label_means
+    values = raw["performance_sequence"].numpy()
+    for row in range(len(values)):
+        for task, column in enumerate([0, 1, 2]):
+            floor = 0.05 * means[task]
+            totals = [values[row, :, column].sum() * 7 / 28]
+            totals.append(values[row, -7:, column].sum())
+            if clinic_data.spec.tasks[task].kind == "binary":
+                totals = [min(total, 1.0) for total in totals]
+            expected = [math.log(total + floor) for total in totals]
+            np.testing.assert_allclose(levels[row, task], expected, rtol=1e-4)
+
+
+def test_unknown_values_fall_to_id_zero(clinic_data, raw):
+    unknown = dict(raw)
+    for name in ("scenario", "scenario_channel", "profile_town"):
+        unknown[name] = np.full(16, "never seen", object)
+    unknown["profile_beds"] = np.full(16, np.nan, np.float32)
+    inputs = clinic_data.preprocessor(unknown)
+    assert not inputs["scenario_features"].numpy()[:, :2].any()
+    assert not inputs["profile_features"].numpy().any()
+    assert np.isfinite(inputs["dense_features"].numpy()).all()
+
+
+def test_padded_days_are_masked_and_missing(clinic_data, raw):
+    padded = dict(raw) | {"days_observed": np.full(16, 5, np.int64)}
+    inputs = clinic_data.preprocessor(padded)
+    mask = inputs["sequence_mask"].numpy()
+    assert mask[:, -5:].all() and not mask[:, :-5].any()
+    assert not inputs["behavior_sequence"].numpy()[:, :-5].any()
+
+
+def test_ids_stay_below_the_sizes_given_to_the_model(clinic_data):
+    sizes = clinic_data.preprocessor.model_inputs
+    for inputs, _ in clinic_data.test(64):
+        for name, limit in (
+            ("behavior_sequence", sizes.behavior_sizes),
+            ("performance_sequence", sizes.performance_sizes),
+            ("scenario_features", sizes.scenario_sizes),
+            ("profile_features", sizes.profile_sizes),
+            ("known_future", sizes.known_future_sizes),
+        ):
+            ids = inputs[name].numpy().reshape(-1, len(limit))
+            assert (ids.max(0) < np.array(limit)).all(), name
+
+
+def test_training_features_are_standardised(clinic_data):
+    dense = np.concatenate(
+        [x["dense_features"].numpy() for x, _ in clinic_data.train(10)]
+    )
+    assert np.abs(dense.mean(0)).max() < 0.2
+    varying = dense.std(0) > 0
+    np.testing.assert_allclose(dense.std(0)[varying], 1, atol=0.3)
+
+
+def test_config_round_trip_gives_the_same_inputs(clinic_data, raw):
+    copy = Preprocessor.from_config(clinic_data.preprocessor.get_config())
+    for name, tensor in clinic_data.preprocessor(raw).items():
+        np.testing.assert_array_equal(tensor, copy(raw)[name])
+
+
+def test_weights_of_tasks(clinic_data):
+    means = clinic_data.preprocessor.statistics.label_means
+    weights = clinic_data.preprocessor.task_weights()
+    assert weights["visits"] == pytest.approx(1 / means[0])
+    assert weights["open"] == 1.0
+
+
+def test_nothing_after_the_last_training_day_moves_what_is_fitted(tmp_path):
+    spec = DatasetSpec.load(write_clinic_tables(tmp_path / "tables"))
+    last = windows.date_of(spec, windows.last_fit_day(spec))
+    before = ForecastData.prepare(spec, tmp_path / "before")
+    values = [pl.col(name) for name in spec.value_columns]
+    changed = pl.read_parquet(spec.panel).with_columns(
+        pl.when(pl.col("day") > last).then(value * 50 + 1).otherwise(value)
+        for value in values
+    )
+    changed.write_parquet(spec.panel)
+    after = ForecastData.prepare(spec, tmp_path / "after")
+    ours, theirs = (
+        dataclasses.asdict(data.preprocessor.statistics)
+        for data in (before, after)
+    )
+    assert ours.pop("num_samples") and theirs.pop("num_samples")
+    assert ours == theirs
+
+
+def test_quantile_edges():
+    assert quantile_edges(np.zeros(5)) == []
+    assert quantile_edges(np.array([0.0, 2.0, 2.0, np.nan])) == []
+    edges = quantile_edges(np.arange(1000, dtype="float64"))
+    assert len(edges) == 31 and edges == sorted(set(edges))

@@ -1,0 +1,167 @@
+import dataclasses
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from tables import SMALL_MODEL
+
+from m2m_tf.losses import joint_poisson
+from m2m_tf.models import build_model, expert_attention
+
+
+def build(data, **changes):
+    keras.utils.set_random_seed(3)
+    settings = dataclasses.replace(SMALL_MODEL, dropout=0.0, **changes)
+    return build_model(
+        data.preprocessor.model_inputs,
+        settings,
+        data.preprocessor.statistics.label_means,
+    )
+
+
+@pytest.fixture(scope="module")
+def batch(clinic_data):
+    return next(iter(clinic_data.validation(16)))
+
+
+def head(inputs, rows):
+    return {name: tensor[rows] for name, tensor in inputs.items()}
+
+
+def test_outputs_are_log_rates_by_task(clinic_data, batch):
+    outputs = build(clinic_data)(batch[0])
+    assert list(outputs) == ["visits", "fees", "open"]
+    assert all(x.shape == (16, 1) for x in outputs.values())
+
+
+def test_a_row_alone_equals_the_row_in_a_batch(clinic_data, batch):
+    model = build(clinic_data)
+    together = model(batch[0])
+    for row in (0, 7, 15):
+        alone = model(head(batch[0], slice(row, row + 1)))
+        for task in together:
+            np.testing.assert_allclose(
+                alone[task][0], together[task][row], atol=1e-5
+            )
+
+
+VARIANTS = {
+    "paper": {},
+    "without meta tower": {"meta_tower": False},
+    "without meta attention": {"meta_attention": False},
+    "without transformer": {"use_transformer": False},
+    "unshared": {"share_meta_across_tasks": False},
+    "deep": {"num_meta_layers": 2, "num_tower_layers": 2},
+    "low rank": {"meta_rank": 2},
+    "context": {"context_in_backbone": True},
+    "flatten": {"pooling": "flatten"},
+    "last": {"pooling": "last"},
+    "attention": {"pooling": "attention"},
+    "no offset": {"history_offset": False},
+}
+
+
+@pytest.mark.parametrize("name", VARIANTS)
+def test_gradient_reaches_every_weight(clinic_data, batch, name):
+    model = build(clinic_data, **VARIANTS[name])
+    inputs, labels = batch
+    losses = joint_poisson(labels)
+    with tf.GradientTape() as tape:
+        outputs = model(inputs, training=True)
+        loss = sum(losses[t](labels[t], outputs[t]) for t in labels)
+    gradients = tape.gradient(loss, model.trainable_variables)
+    for weight, gradient in zip(
+        model.trainable_variables, gradients, strict=True
+    ):
+        assert gradient is not None, weight.path
+        gradient = tf.convert_to_tensor(gradient)
+        assert float(tf.reduce_max(tf.abs(gradient))) > 0, weight.path
+
+
+def test_same_seed_gives_the_same_model(clinic_data, batch):
+    first, second = build(clinic_data), build(clinic_data)
+    for ours, theirs in zip(first.weights, second.weights, strict=True):
+        np.testing.assert_array_equal(ours, theirs)
+
+
+def test_untrained_rates_are_near_the_mean_labels(clinic_data, batch):
+    outputs = build(clinic_data, history_offset=False)(batch[0])
+    means = clinic_data.preprocessor.statistics.label_means
+    for mean, log_rate in zip(means, outputs.values(), strict=True):
+        np.testing.assert_allclose(np.exp(log_rate), mean, rtol=0.4)
+
+
+def test_scenario_knowledge_changes_the_forecast(clinic_data, batch):
+    model = build(clinic_data)
+    inputs = dict(batch[0])
+    inputs["scenario_features"] = tf.zeros_like(inputs["scenario_features"])
+    before, after = model(batch[0]), model(inputs)
+    assert not np.allclose(before["visits"], after["visits"])
+
+
+def test_padded_days_never_matter_and_real_ones_do(clinic_data, batch):
+    model = build(clinic_data)
+    inputs = dict(batch[0])
+    mask = inputs["sequence_mask"].numpy().copy()
+    mask[:, :10] = False
+    inputs["sequence_mask"] = tf.constant(mask)
+
+    def change(day):
+        ids = inputs["performance_sequence"].numpy().copy()
+        ids[:, day] = (ids[:, day] + 1) % 3
+        return inputs | {"performance_sequence": tf.constant(ids)}
+
+    base = model(inputs)["visits"]
+    np.testing.assert_array_equal(model(change(4))["visits"], base)
+    assert (model(change(15))["visits"].numpy() != base.numpy()).any()
+
+
+def test_model_saves_and_loads_exactly(clinic_data, batch, tmp_path):
+    model = build(clinic_data)
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    for task, values in model(batch[0]).items():
+        np.testing.assert_array_equal(values, loaded(batch[0])[task])
+    model.save_weights(tmp_path / "model.weights.h5")
+    other = build(clinic_data)
+    other.set_weights([np.zeros_like(w) for w in other.get_weights()])
+    other.load_weights(tmp_path / "model.weights.h5")
+    np.testing.assert_array_equal(
+        other(batch[0])["fees"], model(batch[0])["fees"]
+    )
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("policy", ["float32", "mixed_bfloat16"])
+def test_trains_compiled_under_a_policy(clinic_data, policy):
+    keras.config.set_dtype_policy(policy)
+    try:
+        model = build(clinic_data)
+    finally:
+        keras.config.set_dtype_policy("float32")
+    model.compile(
+        keras.optimizers.Adam(1e-2),
+        loss=joint_poisson(clinic_data.spec.task_names),
+        loss_weights=clinic_data.preprocessor.task_weights(),
+        jit_compile=True,
+    )
+    batch = clinic_data.train(64).take(1).cache()
+    history = model.fit(
+        batch.repeat(10), steps_per_epoch=5, epochs=2, verbose=0, shuffle=False
+    )
+    losses = history.history["loss"]
+    assert np.isfinite(losses).all() and losses[1] < losses[0]
+    assert model(next(iter(clinic_data.test(4)))[0])["fees"].dtype == "float32"
+
+
+def test_expert_attention_sums_to_one(clinic_data, batch):
+    model = build(clinic_data)
+    scores = expert_attention(model)(batch[0]).numpy()
+    assert scores.shape == (16, 3, 2)
+    np.testing.assert_allclose(scores.sum(-1), 1, atol=1e-5)
+
+
+def test_unknown_builder_lists_the_known(clinic_data):
+    with pytest.raises(ValueError, match=r"\['m2m'\].*name='gpt'"):
+        build(clinic_data, name="gpt")

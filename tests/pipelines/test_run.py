@@ -1,0 +1,270 @@
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import polars as pl
+import pytest
+import yaml
+from tables import write_clinic_tables
+
+from m2m_tf import cli, files
+from m2m_tf.config import RunConfig
+from pipelines import local_runner, steps
+from pipelines.pipeline import make_steps
+
+MODEL = {
+    "preset": "small",
+    "view_dim": 8,
+    "num_experts": 2,
+    "knowledge_dim": 4,
+    "num_tower_layers": 1,
+    "meta_rank": 2,
+}
+TRAINING = {
+    "preset": "small",
+    "epochs": 2,
+    "batch_size": 32,
+    "jit_compile": False,
+}
+
+
+def write_config(folder, spec, **changes):
+    path = folder / "clinics.yaml"
+    values = {
+        "name": "clinics",
+        "data": str(spec),
+        "model": MODEL,
+        "training": TRAINING,
+        "evaluation": {"lightgbm": True},
+    }
+    path.write_text(yaml.safe_dump(values | changes))
+    return path
+
+
+@pytest.fixture(scope="module")
+def workspace(tmp_path_factory):
+    """A folder where `m2m-tf run` was run on the clinic tables."""
+    folder = tmp_path_factory.mktemp("workspace")
+    spec = write_clinic_tables(folder / "tables")
+    config = write_config(folder, spec)
+    before = pathlib.Path.cwd()
+    os.chdir(folder)
+    try:
+        assert cli.main(["run", str(config)]) == 0
+    finally:
+        os.chdir(before)
+    return folder
+
+
+def run_again(workspace, capsys, config="clinics.yaml"):
+    folders = [
+        "--runs",
+        workspace / "runs",
+        "--models",
+        workspace / "saved_models",
+    ]
+    status = cli.main(["run", str(workspace / config), *map(str, folders)])
+    assert status == 0
+    return capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_run_leaves_all_results(workspace):
+    run = workspace / "runs" / "clinics"
+    metrics = files.read_json(run / "metrics.json")
+    assert set(metrics["overall"]) == {"nmae", "smape", "poisson_deviance"}
+    assert len(metrics["cells"]) == 9
+    assert set(metrics["forecasts"]) == {
+        "m2m",
+        "m2m_median",
+        "last_week",
+        "history_mean",
+        "lightgbm",
+        "lightgbm_median",
+    }
+    assert "<html" in (run / "report.html").read_text()
+    assert len(list((run / "plots").glob("*.png"))) == 4
+    assert pl.read_parquet(run / "forecasts.parquet").height == 36
+    test = pl.read_parquet(run / "test_forecasts.parquet")
+    assert test.height == metrics["num_samples"]["test"]
+    assert (workspace / "saved_models/clinics/1/saved_model.pb").exists()
+
+
+@pytest.mark.slow
+def test_metrics_of_the_run_follow_from_its_forecasts(workspace):
+    run = workspace / "runs" / "clinics"
+    metrics = files.read_json(run / "metrics.json")
+    table = pl.read_parquet(run / "test_forecasts.parquet")
+    cells = []
+    for task in ("visits", "fees", "open"):
+        for (_,), rows in table.group_by("visit_kind"):
+            error = (rows[f"{task}_m2m"] - rows[f"{task}_actual"]).abs().sum()
+            cells.append(error / rows[f"{task}_actual"].sum())
+    assert metrics["overall"]["nmae"] == pytest.approx(
+        sum(cells) / len(cells), rel=1e-4
+    )
+
+
+@pytest.mark.slow
+def test_second_run_skips_everything(workspace, capsys):
+    out = run_again(workspace, capsys)
+    assert out.count("unchanged, skipped") == 5
+    assert "running" not in out
+
+
+@pytest.mark.slow
+def test_evaluate_and_export_of_a_run(workspace, capsys):
+    run = workspace / "runs" / "clinics"
+    models = workspace / "saved_models"
+    before = files.read_json(run / "metrics.json")
+    assert cli.main(["evaluate", str(run), "--models", str(models)]) == 0
+    assert files.read_json(run / "metrics.json") == before
+    assert cli.main(["export", str(run), "--models", str(models)]) == 0
+    assert sorted(p.name for p in (models / "clinics").iterdir()) == ["1", "2"]
+    assert "evaluate: unchanged" in capsys.readouterr().out
+
+
+@pytest.mark.slow
+def test_predict_command(workspace, capsys):
+    output = workspace / "out.parquet"
+    status = cli.main(
+        [
+            "predict",
+            "--model",
+            str(workspace / "saved_models" / "clinics"),
+            "--spec",
+            str(workspace / "tables" / "spec.yaml"),
+            "--cutoff",
+            "2025-06-28",
+            "--output",
+            str(output),
+        ]
+    )
+    assert status == 0 and "36 forecasts" in capsys.readouterr().out
+    theirs = pl.read_parquet(workspace / "runs/clinics/forecasts.parquet")
+    assert pl.read_parquet(output).equals(theirs)
+
+
+@pytest.mark.slow
+def test_killed_run_goes_on_and_leaves_nothing_half(tmp_path):
+    spec = write_clinic_tables(tmp_path / "tables")
+    config = write_config(
+        tmp_path, spec, evaluation={}, training=TRAINING | {"epochs": 3}
+    )
+    command = [sys.executable, "-m", "m2m_tf.cli", "run", str(config)]
+    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL)
+    history = tmp_path / "runs/clinics/training/history.json"
+    deadline = time.monotonic() + 200
+    while not history.exists() and time.monotonic() < deadline:
+        time.sleep(0.05)
+    os.kill(process.pid, signal.SIGKILL)
+    process.wait()
+    state = tmp_path / "runs/clinics/steps"
+    assert files.read_json(state / "records.json")["done"]
+    result = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=300
+    )
+    assert result.returncode == 0, result.stderr
+    assert "records: unchanged, skipped" in result.stdout
+    assert (tmp_path / "saved_models/clinics/1/saved_model.pb").exists()
+    assert not list(tmp_path.rglob(".tmp-*/saved_model.pb"))
+
+
+def fake_steps(monkeypatch, ran):
+    """Steps that write a file each, to see which of them run."""
+
+    def make(name, output):
+        def run(work):
+            ran.append(name)
+            files.write_text(work.folder / output, name)
+
+        return run
+
+    for name, output in (
+        ("make_records", "records"),
+        ("train", "training"),
+        ("predict", "forecasts.parquet"),
+    ):
+        monkeypatch.setattr(steps, name, make(name, output))
+
+    def evaluate(work):
+        ran.append("evaluate")
+        for name in (
+            "metrics.json",
+            "test_forecasts.parquet",
+            "plots",
+            "report.html",
+        ):
+            files.write_text(work.folder / name, "")
+
+    def export(work):
+        ran.append("export")
+        files.write_text(work.exported / "1", "")
+
+    monkeypatch.setattr(steps, "evaluate", evaluate)
+    monkeypatch.setattr(steps, "export", export)
+
+
+def test_only_steps_with_changed_inputs_run_again(tmp_path, monkeypatch):
+    spec = write_clinic_tables(tmp_path / "tables", entities=2, days=60)
+    ran = []
+    fake_steps(monkeypatch, ran)
+
+    def run(**changes):
+        ran.clear()
+        local_runner.run_pipeline(
+            RunConfig.load(write_config(tmp_path, spec, **changes)),
+            tmp_path / "runs",
+            tmp_path / "models",
+            report=lambda line: None,
+        )
+        return list(ran)
+
+    every = ["make_records", "train", "evaluate", "export", "predict"]
+    assert run() == every
+    assert run() == []
+    assert run(evaluation={"lightgbm": False}) == every[2:]
+    assert (
+        run(evaluation={"lightgbm": False}, training=TRAINING | {"seed": 1})
+        == (every[1:])
+    )
+    pl.read_csv(tmp_path / "tables/profile.csv").with_columns(
+        beds=pl.lit(1.0)
+    ).write_csv(tmp_path / "tables/profile.csv")
+    assert run(
+        evaluation={"lightgbm": False}, training=TRAINING | {"seed": 1}
+    ) == (every)
+    (tmp_path / "runs/clinics/forecasts.parquet").unlink()
+    assert run(
+        evaluation={"lightgbm": False}, training=TRAINING | {"seed": 1}
+    ) == ["predict"]
+
+
+def test_a_source_adds_a_step_that_makes_tables():
+    config = RunConfig(name="x", data={"name": "complete_journey"})
+    assert make_steps(config)[0].name == "tables"
+
+
+def test_validate_command(clinic_spec, capsys):
+    path = clinic_spec.panel.parent / "spec.yaml"
+    assert cli.main(["validate", str(path)]) == 0
+    assert "valid: 12 entities" in capsys.readouterr().out
+
+
+def test_bad_input_is_one_message_and_status_2(tmp_path, capsys):
+    assert cli.main(["run", str(tmp_path / "no.yaml")]) == 2
+    captured = capsys.readouterr().err
+    assert "no.yaml: cannot be read" in captured
+    assert "Traceback" not in captured
+    assert cli.main(["evaluate", str(tmp_path)]) == 2
+    assert "holds no run" in capsys.readouterr().err
+
+
+def test_help_of_each_command_has_an_example(capsys):
+    for name in ("validate", "run", "train", "evaluate", "export", "predict"):
+        with pytest.raises(SystemExit):
+            cli.main([name, "--help"])
+        assert f"example: m2m-tf {name}" in capsys.readouterr().out

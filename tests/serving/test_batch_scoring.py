@@ -1,0 +1,134 @@
+import dataclasses
+import datetime
+
+import numpy as np
+import polars as pl
+import pytest
+from tables import write_clinic_tables
+
+from m2m_tf import training
+from m2m_tf.config import DatasetSpec
+from m2m_tf.data import panel, windows
+from m2m_tf.serving import batch_scoring
+
+
+def score(exported, spec, tmp_path, cutoff=None, **kwargs):
+    output = tmp_path / "out.parquet"
+    batch_scoring.score_tables(
+        exported, spec, cutoff or spec.end, output, **kwargs
+    )
+    return pl.read_parquet(output)
+
+
+def test_every_pair_is_scored_once(exported, clinic_spec, tmp_path):
+    table = score(exported, clinic_spec, tmp_path)
+    assert table.columns == [
+        "clinic",
+        "visit_kind",
+        "cutoff",
+        "visits",
+        "fees",
+        "open",
+    ]
+    assert table.height == 12 * 3
+    assert table.select("clinic", "visit_kind").is_unique().all()
+    numbers = table.select("visits", "fees", "open").to_numpy()
+    assert np.isfinite(numbers).all() and (numbers > 0).all()
+    assert table["open"].max() <= 1
+
+
+def test_scores_agree_with_the_trained_model(
+    exported, clinic_data, trained, tmp_path
+):
+    data = clinic_data
+    day = data.splits.test[-1]
+    cutoff = windows.date_of(data.spec, day)
+    table = score(exported, data.spec, tmp_path, cutoff)
+    model = training.load_model(trained[0])
+    checked = 0
+    for batch in data.raw("test", 64):
+        log_rates = model(data.preprocessor(batch))
+        for row in range(len(batch["entity"])):
+            (got,) = table.filter(
+                (pl.col("clinic") == batch["entity"][row].numpy().decode())
+                & (
+                    pl.col("visit_kind")
+                    == batch["scenario"][row].numpy().decode()
+                )
+            ).iter_rows(named=True)
+            assert got["fees"] == pytest.approx(
+                float(np.exp(log_rates["fees"][row, 0])), rel=1e-4
+            )
+            checked += 1
+    assert checked == data.num_samples("test")
+
+
+def test_days_after_the_cutoff_are_not_read(exported, tmp_path):
+    spec = DatasetSpec.load(write_clinic_tables(tmp_path / "t"))
+    cutoff = spec.start + datetime.timedelta(days=60)
+    before = score(exported, spec, tmp_path, cutoff)
+    frame = pl.read_parquet(spec.panel)
+    frame.filter(pl.col("day") <= cutoff).write_parquet(spec.panel)
+    after = score(exported, spec, tmp_path, cutoff)
+    assert before.equals(after)
+
+
+def test_unknown_entities_scenarios_and_categories_are_scored(
+    exported, tmp_path
+):
+    spec = DatasetSpec.load(write_clinic_tables(tmp_path / "t"))
+    frame = pl.read_parquet(spec.panel)
+    new = frame.filter(pl.col("clinic") == "clinic_000").with_columns(
+        clinic=pl.lit("clinic_new"), visit_kind=pl.lit("phone")
+    )
+    pl.concat(
+        [frame, new.unique(["clinic", "visit_kind", "day"])]
+    ).write_parquet(spec.panel)
+    table = score(exported, spec, tmp_path)
+    assert table.height == 13 * 4
+    new = table.filter(pl.col("clinic") == "clinic_new")
+    assert set(new["visit_kind"]) == {"walk_in", "booked", "video", "phone"}
+    assert np.isfinite(new["visits"].to_numpy()).all()
+
+
+def test_chunks_give_the_same_scores(exported, clinic_spec, tmp_path):
+    keys = ["clinic", "visit_kind"]
+    whole = score(exported, clinic_spec, tmp_path).sort(keys)
+    parts = score(exported, clinic_spec, tmp_path, chunk_rows=100).sort(keys)
+    assert whole.select(keys).equals(parts.select(keys))
+    np.testing.assert_allclose(whole["fees"], parts["fees"], rtol=1e-5)
+
+
+def test_short_history_is_scored(exported, clinic_spec, tmp_path):
+    cutoff = clinic_spec.start + datetime.timedelta(days=9)
+    table = score(exported, clinic_spec, tmp_path, cutoff)
+    assert np.isfinite(table["visits"].to_numpy()).all()
+
+
+def test_spec_that_does_not_fit_the_model_is_refused(
+    exported, clinic_spec, tmp_path
+):
+    spec = dataclasses.replace(clinic_spec, lookback=21)
+    with pytest.raises(
+        batch_scoring.ContractError, match="lookback must be 28"
+    ):
+        score(exported, spec, tmp_path)
+
+
+def test_cutoff_outside_the_spec_is_refused(exported, clinic_spec, tmp_path):
+    with pytest.raises(batch_scoring.ContractError, match="must lie between"):
+        score(exported, clinic_spec, tmp_path, datetime.date(2030, 1, 1))
+
+
+def test_bad_rows_are_refused_and_nothing_is_left(exported, tmp_path):
+    spec = DatasetSpec.load(write_clinic_tables(tmp_path / "t"))
+    frame = pl.read_parquet(spec.panel)
+    pl.concat([frame, frame.tail(1)]).write_parquet(spec.panel)
+    with pytest.raises(panel.DataValidationError, match="more than one row"):
+        score(exported, spec, tmp_path)
+    assert [path.name for path in tmp_path.iterdir()] == ["t"]
+
+
+def test_folder_without_a_model(clinic_spec, tmp_path):
+    with pytest.raises(FileNotFoundError, match="holds no SavedModel"):
+        score(tmp_path, clinic_spec, tmp_path)

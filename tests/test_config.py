@@ -1,0 +1,101 @@
+import dataclasses
+
+import pytest
+import yaml
+from tables import write_clinic_tables
+
+from m2m_tf import config
+from m2m_tf.config import ConfigError, DatasetSpec, RunConfig
+
+
+def load_with(tmp_path, **changes):
+    return DatasetSpec.load(write_clinic_tables(tmp_path, days=2, **changes))
+
+
+def test_spec_round_trips_through_plain_values(clinic_spec):
+    values = config.to_values(clinic_spec)
+    assert config.parse(DatasetSpec, yaml.safe_load(yaml.dump(values))) == (
+        clinic_spec
+    )
+
+
+def test_table_paths_are_relative_to_the_spec(tmp_path):
+    spec = load_with(tmp_path)
+    assert spec.panel == (tmp_path / "panel.parquet").resolve()
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"lookbak": 3}, r"lookbak: is not a setting"),
+        ({"lookback": 0}, r"lookback: .*greater than or equal to 1"),
+        ({"start": "2025-13-01"}, r"start: .*Received: '2025-13-01'"),
+        (
+            {"tasks": [{"name": "x", "column": "nope"}]},
+            r"Task 'x': column 'nope' must be one of `performance`",
+        ),
+        (
+            {"behavior": ["staff", "visits"]},
+            r"key and value columns must differ.*\['visits'\]",
+        ),
+        ({"activity": "nope"}, r"`activity` must name"),
+        ({"end": "2025-01-01"}, r"`end` must not be before `start`"),
+        (
+            {"split": {"train": 0.5, "validation": 0.1, "test": 0.1}},
+            r"must add up to 1\. Received: 0\.7",
+        ),
+        ({"lookback": 3}, r"`known_future` needs lookback >= horizon"),
+        ({"tasks": []}, r"tasks: "),
+    ],
+)
+def test_wrong_spec_is_rejected_with_its_place(tmp_path, changes, message):
+    with pytest.raises(ConfigError, match=message):
+        load_with(tmp_path, **changes)
+
+
+def test_all_problems_of_a_spec_are_reported_together(tmp_path):
+    with pytest.raises(ConfigError) as caught:
+        load_with(tmp_path, lookback=0, horizon="x", typo=1)
+    for word in ("lookback", "horizon", "typo"):
+        assert word in str(caught.value)
+
+
+def test_missing_file_is_named(tmp_path):
+    with pytest.raises(ConfigError, match="nowhere.yaml: cannot be read"):
+        DatasetSpec.load(tmp_path / "nowhere.yaml")
+
+
+def test_preset_is_a_base_that_settings_change(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text(
+        "name: x\ndata: spec.yaml\nmodel: {preset: small, num_experts: 7}\n"
+    )
+    run = RunConfig.load(path)
+    expected = dataclasses.replace(config.MODEL_PRESETS["small"], num_experts=7)
+    assert run.model == expected
+    assert run.training == config.TRAINING_PRESETS["paper"]
+    assert run.data == (tmp_path / "spec.yaml").resolve()
+
+
+def test_unknown_preset_lists_the_known(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("name: x\ndata: a.yaml\nmodel: {preset: huge}\n")
+    with pytest.raises(ConfigError, match=r"\['paper', 'small'\].*'huge'"):
+        RunConfig.load(path)
+
+
+def test_paper_preset_has_the_sizes_of_the_paper():
+    model = config.MODEL_PRESETS["paper"]
+    assert (model.embedding_dim, model.num_heads) == (16, 2)
+    assert (model.view_dim, model.knowledge_dim) == (256, 64)
+    assert (model.num_meta_layers, model.num_experts) == (3, 4)
+    assert model.meta_rank is None and not model.history_offset
+    training = config.TRAINING_PRESETS["paper"]
+    assert (training.batch_size, training.epochs) == (256, 10)
+    assert (training.learning_rate, training.clip_value) == (2e-3, 3.0)
+    assert (training.beta_2, training.epsilon) == (0.998, 1e-9)
+
+
+def test_fingerprint_changes_with_any_setting(clinic_spec):
+    changed = dataclasses.replace(clinic_spec, lookback=29)
+    assert config.fingerprint(clinic_spec) != config.fingerprint(changed)

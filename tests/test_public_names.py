@@ -1,0 +1,48 @@
+import inspect
+
+import keras
+import pytest
+
+import m2m_tf
+from m2m_tf import layers, losses, metrics
+
+CLASSES = [
+    value
+    for module in (layers, losses, metrics)
+    for _, value in inspect.getmembers(module, inspect.isclass)
+    if value.__module__.startswith("m2m_tf")
+    and issubclass(
+        value, (keras.Layer, keras.losses.Loss, keras.metrics.Metric)
+    )
+]
+ARGUMENTS = {
+    "MetaDense": {"units": 3},
+    "ColumnEmbedding": {"vocabulary_sizes": [3, 4]},
+    "SequenceEncoder": {"vocabulary_sizes": [3, 4]},
+    "TaskViews": {"num_tasks": 2},
+    "CellMetrics": {"task_names": ["a", "b"], "num_scenarios": 3},
+}
+
+
+@pytest.mark.parametrize("cls", CLASSES, ids=lambda cls: cls.__name__)
+def test_class_is_registered_and_round_trips(cls):
+    if cls.__name__ == "GroupedRatio":
+        assert not keras.saving.get_registered_name(cls).startswith("m2m_tf")
+        return  # The metrics' base: it has no formula of its own.
+    name = keras.saving.get_registered_name(cls)
+    assert name == f"m2m_tf>{cls.__name__}"
+    one = cls(**ARGUMENTS.get(cls.__name__, {}))
+    two = keras.saving.deserialize_keras_object(
+        keras.saving.serialize_keras_object(one)
+    )
+    assert type(two) is cls and two.get_config() == one.get_config()
+
+
+@pytest.mark.parametrize(
+    "name",
+    [n for n in dir(m2m_tf) if n[0].isupper() or n in ("m2m", "train")],
+)
+def test_public_name_has_a_docstring(name):
+    value = getattr(m2m_tf, name)
+    if callable(value):
+        assert inspect.getdoc(value)

@@ -1,0 +1,212 @@
+import dataclasses
+import os
+import pathlib
+import signal
+import subprocess
+import sys
+import time
+
+import numpy as np
+import pytest
+from tables import SMALL_MODEL, SMALL_TRAINING
+from tensorboard.backend.event_processing import event_accumulator
+
+from m2m_tf import config, files, training
+
+# Trains the clinics in a process of its own, so that it can be killed.
+SCRIPT = """
+import sys
+sys.path.insert(0, {tests!r})
+from tables import SMALL_MODEL, SMALL_TRAINING
+import dataclasses, keras, pathlib, time
+from m2m_tf import training
+from m2m_tf.config import DatasetSpec
+from m2m_tf.data.dataset import ForecastData
+
+class Slow(keras.callbacks.Callback):
+    def on_train_batch_end(self, batch, logs=None):
+        print("trained batch", batch, flush=True)
+        time.sleep({pause})
+
+fit = keras.Model.fit
+keras.Model.fit = lambda self, *a, callbacks, **k: fit(
+    self, *a, callbacks=[*callbacks, Slow()], **k
+)
+data = ForecastData.load(DatasetSpec.load({spec!r}), {records!r})
+training.train(
+    data, SMALL_MODEL, dataclasses.replace(SMALL_TRAINING, epochs=3), {folder!r}
+)
+"""
+
+
+@pytest.fixture(scope="module")
+def prepared(tmp_path_factory):
+    from tables import write_clinic_tables
+
+    from m2m_tf.config import DatasetSpec
+    from m2m_tf.data.dataset import ForecastData
+
+    folder = tmp_path_factory.mktemp("resume")
+    spec = write_clinic_tables(folder / "tables")
+    data = ForecastData.prepare(DatasetSpec.load(spec), folder / "records")
+    return spec, folder / "records", data
+
+
+def start(prepared, folder, pause=0.0):
+    spec, records, _ = prepared
+    script = SCRIPT.format(
+        tests=str(pathlib.Path(__file__).parent),
+        spec=str(spec),
+        records=str(records),
+        folder=str(folder),
+        pause=pause,
+    )
+    return subprocess.Popen(
+        [sys.executable, "-c", script],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        text=True,
+        env=os.environ | {"TF_CPP_MIN_LOG_LEVEL": "2"},
+    )
+
+
+def weights(folder):
+    return training.load_model(folder).get_weights()
+
+
+def test_training_leaves_a_model_history_and_logs(trained):
+    folder, history = trained
+    assert [row["epoch"] for row in history] == [1, 2]
+    assert files.read_json(folder / "history.json") == history
+    for name in ("loss", "val_loss", "val_overall_nmae"):
+        assert all(np.isfinite(row[name]) for row in history)
+    assert not list((folder / "backup").glob("*"))
+    assert not list(folder.glob(".tmp-*"))
+
+
+def test_tensorboard_has_losses_cells_and_hparams(trained):
+    tags = set()
+    for path in (trained[0] / "tensorboard").glob("*"):
+        events = event_accumulator.EventAccumulator(str(path))
+        events.Reload()
+        tags |= set(events.Tags()["tensors"]) | set(events.Tags()["scalars"])
+        tags |= set(events.summary_metadata)
+    assert "epoch_loss" in tags
+    assert "visits/walk_in/nmae" in tags
+    assert any(tag.startswith("_hparams_") for tag in tags)
+
+
+def test_validation_cells_are_those_of_the_best_model(clinic_data, trained):
+    folder, history = trained
+    best = min(history, key=lambda row: row["val_loss"])
+    model = training.load_model(folder)
+    training.compile_model(model, clinic_data, SMALL_TRAINING, 1)
+    again = model.evaluate(
+        clinic_data.validation(7), return_dict=True, verbose=0
+    )
+    # Batches of 7 instead of 32: the metrics are exact over uneven batches.
+    for name in ("overall_nmae", "overall_smape", "overall_poisson_deviance"):
+        assert again[name] == pytest.approx(best[f"val_{name}"], rel=1e-4)
+
+
+@pytest.mark.slow
+def test_killed_in_mid_epoch_and_run_again_gives_the_same(prepared, tmp_path):
+    whole = start(prepared, tmp_path / "whole")
+    assert whole.wait(timeout=300) == 0
+    killed = start(prepared, tmp_path / "killed", pause=0.1)
+    seen = 0
+    deadline = time.monotonic() + 300
+    for line in killed.stdout:
+        # The progress bar may stand before it on the line.
+        seen += "trained batch" in line
+        # 8 batches an epoch: in the middle of the second.
+        if seen == 12 or time.monotonic() > deadline:
+            break
+    os.kill(killed.pid, signal.SIGKILL)
+    killed.wait()
+    assert (
+        files.read_json(tmp_path / "killed" / "history.json")[-1]["epoch"] == 1
+    )
+    again = start(prepared, tmp_path / "killed")
+    assert again.wait(timeout=300) == 0
+    for ours, theirs in zip(
+        weights(tmp_path / "whole"), weights(tmp_path / "killed"), strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+    histories = [
+        files.read_json(tmp_path / name / "history.json")
+        for name in ("whole", "killed")
+    ]
+    for ours, theirs in zip(*histories, strict=True):
+        ours.pop("seconds"), theirs.pop("seconds")
+        assert ours == theirs
+
+
+@pytest.mark.slow
+def test_same_seed_gives_the_same_weights(clinic_data, trained, tmp_path):
+    training.train(clinic_data, SMALL_MODEL, SMALL_TRAINING, tmp_path / "same")
+    for ours, theirs in zip(
+        weights(trained[0]), weights(tmp_path / "same"), strict=True
+    ):
+        np.testing.assert_array_equal(ours, theirs)
+    other = dataclasses.replace(SMALL_TRAINING, seed=1, epochs=1)
+    training.train(clinic_data, SMALL_MODEL, other, tmp_path / "other")
+    assert any(
+        (ours != theirs).any()
+        for ours, theirs in zip(
+            weights(trained[0]), weights(tmp_path / "other")
+        )
+    )
+
+
+class FakeModel:
+    stop_training = False
+
+    def save(self, path):
+        path.write_text("model")
+
+    def save_weights(self, path):
+        path.write_text("weights")
+
+
+def run_record(folder, losses, patience=2):
+    import tensorflow as tf
+
+    record = training.RunRecord(folder, patience, tf.Variable(0, dtype="int64"))
+    record.set_model(FakeModel())
+    for epoch, loss in enumerate(losses):
+        record.on_epoch_begin(epoch)
+        record.on_epoch_end(epoch, {"val_loss": loss})
+        if record.model.stop_training:
+            break
+    return record
+
+
+def test_stops_after_epochs_without_a_better_loss(tmp_path):
+    record = run_record(tmp_path, [3.0, 2.0, 2.5, 2.1, 1.0])
+    assert len(record.history) == 4 and record.is_finished(10)
+
+
+def test_a_loss_that_is_not_finite_is_never_the_best(tmp_path):
+    run_record(tmp_path, [float("nan")])
+    assert not (tmp_path / "model.keras").exists()
+
+
+def test_only_the_newest_backup_is_kept(tmp_path):
+    run_record(tmp_path, [3.0, 2.0, 1.0])
+    names = [path.name for path in (tmp_path / "backup").iterdir()]
+    assert names == ["0003.weights.h5"]
+
+
+def test_diverging_training_says_what_to_change(clinic_data, tmp_path):
+    settings = dataclasses.replace(SMALL_TRAINING, learning_rate=1e6, epochs=1)
+    with pytest.raises(training.TrainingError, match="Lower `learning_rate`"):
+        training.train(clinic_data, SMALL_MODEL, settings, tmp_path)
+
+
+def test_optimizer_has_the_settings_of_the_paper():
+    optimizer = training.make_optimizer(config.TRAINING_PRESETS["paper"], 10)
+    assert optimizer.clipvalue == 3.0
+    assert (optimizer.beta_1, optimizer.beta_2) == (0.9, 0.998)
+    assert optimizer.epsilon == 1e-9
+    assert float(optimizer.learning_rate) == pytest.approx(2e-3)
