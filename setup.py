@@ -49,5 +49,5 @@ setuptools.setup(
             "ruff>=0.17,<0.18",
         ],
     },
-    entry_points={"console_scripts": ["m2m-tf = m2m_tf.cli:main"]},
+    entry_points={"console_scripts": ["m2m-tf = pipelines.cli:main"]},
 )

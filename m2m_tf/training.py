@@ -77,9 +77,9 @@ def train(
     """Trains a model and leaves the best one by validation loss.
 
     Run again after a kill, it goes on from the last finished epoch and ends
-    with the weights of an uninterrupted run: the order of samples depends on
-    seed and epoch alone, and the backup holds weights, optimizer and the
-    states of random generators.
+    with the weights of an uninterrupted run: the order of samples and the
+    dropped units depend on seed and epoch alone, and the backup holds weights
+    and optimizer.
 
     Args:
         data: Prepared data.
@@ -111,7 +111,7 @@ def train(
         )
     steps = int(batches.cardinality())
     compile_model(model, data, settings, steps * settings.epochs)
-    record = RunRecord(folder, settings.patience, epoch)
+    record = RunRecord(folder, settings.patience, epoch, steps)
     record.restore(model)
     if not record.is_finished(settings.epochs):
         _log_hparams(folder, model_settings, settings)
@@ -156,13 +156,15 @@ class RunRecord(keras.callbacks.Callback):
         folder: Folder of the run.
         patience: Epochs without a better validation loss before stopping.
         epoch: Variable that the input pipeline reads.
+        steps: Steps of an epoch.
     """
 
-    def __init__(self, folder, patience, epoch):
+    def __init__(self, folder, patience, epoch, steps):
         super().__init__()
         self._folder = folder
         self._patience = patience
         self._epoch = epoch
+        self._steps = steps
         self._started = None
         self.epochs_done = 0
         self.history = []
@@ -190,6 +192,11 @@ class RunRecord(keras.callbacks.Callback):
     def on_epoch_begin(self, epoch, logs=None):
         del logs
         self._epoch.assign(epoch)
+        for variable in self.model.variables:
+            # Keras saves no states of random generators. They count draws,
+            # one a step, so this is where an uninterrupted run stands.
+            if variable.path.endswith("seed_generator_state"):
+                variable.assign([variable[0], epoch * self._steps])
         self._started = time.monotonic()
 
     def on_epoch_end(self, epoch, logs=None):

@@ -1,5 +1,6 @@
 """Runs a pipeline on this machine: skips what is done, resumes what is not."""
 
+import dataclasses
 import os
 import pathlib
 import shutil
@@ -62,18 +63,20 @@ def run_pipeline(
 
 
 def load_run(folder: str | os.PathLike) -> RunConfig:
-    """The config that a run folder was made from.
+    """The config that a run folder was made from, named as the folder is now.
 
     Raises:
         RunError: If the folder holds no run.
     """
-    path = pathlib.Path(folder) / _CONFIG_FILE
+    folder = pathlib.Path(folder).resolve()
+    path = folder / _CONFIG_FILE
     if not path.exists():
         raise RunError(
             f"{folder}: holds no run ({_CONFIG_FILE} is missing). Give a "
             "folder that `m2m-tf run` or `m2m-tf train` has made."
         )
-    return parse(RunConfig, files.read_json(path), source=str(path))
+    config = parse(RunConfig, files.read_json(path), source=str(path))
+    return dataclasses.replace(config, name=folder.name)
 
 
 def _state_path(work, step):

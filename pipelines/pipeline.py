@@ -109,7 +109,7 @@ def make_steps(config: RunConfig) -> list[Step]:
         Step(
             "export",
             steps.export,
-            lambda work: str(work.exported),
+            lambda work: str(work.exported.resolve()),
             lambda work: [work.exported],
             keeps_outputs=True,
         ),

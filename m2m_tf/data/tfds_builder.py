@@ -5,6 +5,8 @@ One example is one entity's whole history, so a day is stored once instead of
 records are read (`input_pipeline`).
 """
 
+import contextlib
+import io
 import os
 
 import numpy as np
@@ -88,9 +90,11 @@ def prepare_records(
 ) -> PanelSeries:
     """Writes the records unless they are there, and returns the builder."""
     builder = PanelSeries(spec=spec, data_dir=data_dir, entities=entities)
-    builder.download_and_prepare(
-        download_config=tfds.download.DownloadConfig(try_download_gcs=False)
-    )
+    # It prints that it downloads, which nothing here does.
+    with contextlib.redirect_stdout(io.StringIO()):
+        builder.download_and_prepare(
+            download_config=tfds.download.DownloadConfig(try_download_gcs=False)
+        )
     return builder
 
 

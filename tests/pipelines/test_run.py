@@ -10,9 +10,9 @@ import pytest
 import yaml
 from tables import write_clinic_tables
 
-from m2m_tf import cli, files
-from m2m_tf.config import RunConfig
-from pipelines import local_runner, steps
+from m2m_tf import files
+from m2m_tf.config import RunConfig, to_values
+from pipelines import cli, local_runner, steps
 from pipelines.pipeline import make_steps
 
 MODEL = {
@@ -154,7 +154,7 @@ def test_killed_run_goes_on_and_leaves_nothing_half(tmp_path):
     config = write_config(
         tmp_path, spec, evaluation={}, training=TRAINING | {"epochs": 3}
     )
-    command = [sys.executable, "-m", "m2m_tf.cli", "run", str(config)]
+    command = [sys.executable, "-m", "pipelines.cli", "run", str(config)]
     process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL)
     history = tmp_path / "runs/clinics/training/history.json"
     deadline = time.monotonic() + 200
@@ -261,6 +261,28 @@ def test_bad_input_is_one_message_and_status_2(tmp_path, capsys):
     assert "Traceback" not in captured
     assert cli.main(["evaluate", str(tmp_path)]) == 2
     assert "holds no run" in capsys.readouterr().err
+
+
+def test_a_run_is_named_as_its_folder(tmp_path):
+    config = RunConfig(name="before", data=tmp_path / "spec.yaml")
+    files.write_json(tmp_path / "after" / "config.json", to_values(config))
+    assert local_runner.load_run(tmp_path / "after").name == "after"
+
+
+def test_help_does_not_wait_for_tensorflow():
+    script = (
+        "import sys\nfrom pipelines import cli\n"
+        "try: cli.main(['--help'])\n"
+        "except SystemExit: print('tensorflow' in sys.modules)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", script],
+        capture_output=True,
+        text=True,
+        timeout=60,
+        check=True,
+    )
+    assert result.stdout.endswith("False\n")
 
 
 def test_help_of_each_command_has_an_example(capsys):

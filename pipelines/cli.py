@@ -1,4 +1,8 @@
-"""`m2m-tf <command>`: arguments → config → one call."""
+"""`m2m-tf <command>`: arguments → config → one call.
+
+It lies outside `m2m_tf`, which imports TensorFlow: `--help` need not wait for
+that, and TensorFlow's log level must be set before.
+"""
 
 import argparse
 import datetime
@@ -6,13 +10,13 @@ import os
 import pathlib
 import sys
 
-# TensorFlow's start-up notices would bury what a command has to say.
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns the exit status (2: bad input)."""
     options = _parser().parse_args(arguments)
+    if not options.debug:
+        _hide_notices()
     try:
         options.command(options)
     except KeyboardInterrupt:
@@ -29,13 +33,27 @@ def main(arguments: list[str] | None = None) -> int:
     return 0
 
 
+def _hide_notices():
+    """Libraries' notices would bury what a command has to say."""
+    # 3: a machine without a GPU is reported as an error. What really fails
+    # raises an exception, too.
+    os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    import tensorflow_datasets as tfds
+    from absl import logging
+
+    logging.set_verbosity(logging.ERROR)
+    tfds.disable_progress_bar()  # Ours shows rate and time left.
+
+
 def _parser():
     parser = argparse.ArgumentParser(
         prog="m2m-tf",
         description="Forecast every entity in every scenario with M2M.",
     )
     parser.add_argument(
-        "--debug", action="store_true", help="show the traceback of an error"
+        "--debug",
+        action="store_true",
+        help="show tracebacks and the notices of the libraries underneath",
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
