@@ -11,7 +11,6 @@ import pathlib
 import sys
 
 
-
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns the exit status (2: bad input)."""
     options = _parser().parse_args(arguments)

@@ -13,10 +13,11 @@ from tensorboard.backend.event_processing import event_accumulator
 
 from m2m_tf import config, files, training
 
+TESTS = pathlib.Path(__file__).parent
 # Trains the clinics in a process of its own, so that it can be killed.
 SCRIPT = """
 import sys
-sys.path.insert(0, {tests!r})
+sys.path[:0] = {paths!r}
 from tables import SMALL_MODEL, SMALL_TRAINING
 import dataclasses, keras, pathlib, time
 from m2m_tf import training
@@ -34,7 +35,11 @@ keras.Model.fit = lambda self, *a, callbacks, **k: fit(
 )
 data = ForecastData.load(DatasetSpec.load({spec!r}), {records!r})
 training.train(
-    data, SMALL_MODEL, dataclasses.replace(SMALL_TRAINING, epochs=3), {folder!r}
+    data,
+    # Starts far off, so that the best epoch is not the first.
+    dataclasses.replace(SMALL_MODEL, history_offset=False),
+    dataclasses.replace(SMALL_TRAINING, epochs=3),
+    {folder!r},
 )
 """
 
@@ -55,7 +60,7 @@ def prepared(tmp_path_factory):
 def start(prepared, folder, pause=0.0):
     spec, records, _ = prepared
     script = SCRIPT.format(
-        tests=str(pathlib.Path(__file__).parent),
+        paths=[str(TESTS), str(TESTS.parent / "examples")],
         spec=str(spec),
         records=str(records),
         folder=str(folder),
@@ -163,6 +168,7 @@ def test_same_seed_gives_the_same_weights(clinic_data, trained, tmp_path):
 
 class FakeModel:
     stop_training = False
+    variables = ()
 
     def save(self, path):
         path.write_text("model")
@@ -174,7 +180,9 @@ class FakeModel:
 def run_record(folder, losses, patience=2):
     import tensorflow as tf
 
-    record = training.RunRecord(folder, patience, tf.Variable(0, dtype="int64"))
+    record = training.RunRecord(
+        folder, patience, tf.Variable(0, dtype="int64"), steps=1
+    )
     record.set_model(FakeModel())
     for epoch, loss in enumerate(losses):
         record.on_epoch_begin(epoch)

@@ -112,6 +112,11 @@ def read_panel(spec: DatasetSpec) -> pl.LazyFrame:
     )
 
 
+def last_day(spec: DatasetSpec) -> datetime.date | None:
+    """The newest day that the panel has a row for; None without rows."""
+    return read_panel(spec).select(pl.col(spec.date).max()).collect().item()
+
+
 def read_profile(spec: DatasetSpec) -> pl.DataFrame:
     """The profile: entity id, categorical (String), numeric (Float32)."""
     return _read_attributes(spec.profile, spec.entity, spec.profile_columns)

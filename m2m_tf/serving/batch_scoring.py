@@ -60,8 +60,8 @@ def score_tables(
 
     Args:
         model: Folder of a SavedModel or of its versions.
-        spec: Spec of the tables; `cutoff` may be any day they cover.
-        cutoff: Last day seen.
+        spec: Spec of the tables. They may have grown past its `end`.
+        cutoff: Last day seen; any day that the tables cover.
         output: Parquet file to write: entity, scenario, cutoff and one
             column per task with the mean forecast of the next days.
         chunk_rows: Panel rows held at a time, about.
@@ -76,16 +76,25 @@ def score_tables(
     """
     version = latest_version(model)
     _check_contract(version, spec)
-    if not spec.start <= cutoff <= spec.end:
+    if cutoff < spec.start:
         raise ContractError(
-            f"The cutoff must lie between {spec.start} and {spec.end}, the "
-            f"days that the spec covers. Received: {cutoff}. For newer "
-            "tables, set `end` in the spec."
+            f"The cutoff must not lie before {spec.start}, the first day of "
+            f"the spec. Received: {cutoff}."
         )
     first = max(spec.start, cutoff - datetime.timedelta(days=spec.lookback - 1))
+    covered = spec.end
     # Nothing later than the cutoff is read at all.
     spec = dataclasses.replace(spec, start=first, end=cutoff)
     panel.validate_for_scoring(spec)
+    if cutoff > covered:
+        # A panel is sparse: days not yet written would pass for days of zeros.
+        covered = panel.last_day(spec)
+        if covered is None or cutoff > covered:
+            raise ContractError(
+                f"{spec.panel}: the last day is {covered}. Received: cutoff "
+                f"{cutoff}. Add the days in between, or forecast from "
+                f"{covered}."
+            )
     predict = tf.saved_model.load(str(version)).signatures["predict"]
     batches = input_pipeline.raw_batches(
         _record_dataset(spec, chunk_rows),

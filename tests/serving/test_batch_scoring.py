@@ -115,9 +115,25 @@ def test_spec_that_does_not_fit_the_model_is_refused(
         score(exported, spec, tmp_path)
 
 
-def test_cutoff_outside_the_spec_is_refused(exported, clinic_spec, tmp_path):
-    with pytest.raises(batch_scoring.ContractError, match="must lie between"):
-        score(exported, clinic_spec, tmp_path, datetime.date(2030, 1, 1))
+def test_tables_that_have_grown_are_scored(exported, tmp_path):
+    longer = DatasetSpec.load(write_clinic_tables(tmp_path / "t"))
+    cutoff = longer.end - datetime.timedelta(days=1)
+    spec = dataclasses.replace(
+        longer, end=longer.end - datetime.timedelta(days=10)
+    )
+    grown = score(exported, spec, tmp_path, cutoff)
+    assert grown.equals(score(exported, longer, tmp_path, cutoff))
+
+
+@pytest.mark.parametrize(
+    ("day", "message"),
+    [("2030-01-01", "last day is"), ("1999-01-01", "before")],
+)
+def test_cutoff_without_data_is_refused(
+    exported, clinic_spec, tmp_path, day, message
+):
+    with pytest.raises(batch_scoring.ContractError, match=message):
+        score(exported, clinic_spec, tmp_path, datetime.date.fromisoformat(day))
 
 
 def test_bad_rows_are_refused_and_nothing_is_left(exported, tmp_path):

@@ -1,0 +1,124 @@
+"""Makes tables of another domain, clinics, to try the commands on.
+
+python examples/make_clinics.py clinics
+m2m-tf run clinics/clinics.yaml
+"""
+
+import datetime
+import pathlib
+import sys
+
+import numpy as np
+import polars as pl
+import yaml
+
+TOWNS = ("north", "south", "east")
+SCENARIOS = ("walk_in", "booked", "video")
+
+
+def write_clinic_tables(
+    folder: pathlib.Path, entities=12, days=120, seed=0, **changes
+) -> pathlib.Path:
+    """Writes panel, profile, scenarios and spec.yaml; returns the spec's path.
+
+    Clinics × visit kinds: staff on duty and opening hours (behavior) lead to
+    visits, fees and open days (performance). `changes` replace keys of the
+    spec.
+    """
+    folder.mkdir(parents=True, exist_ok=True)
+    rng = np.random.default_rng(seed)
+    start = datetime.date(2025, 3, 1)
+    rows = []
+    for entity in range(entities):
+        size = rng.gamma(2.0, 2.0)
+        for kind, scenario in enumerate(SCENARIOS):
+            if rng.random() < 0.15:
+                continue
+            for day in range(days):
+                date = start + datetime.timedelta(days=day)
+                staff = rng.poisson(size) * (date.weekday() < 6)
+                visits = rng.poisson(0.6 * staff / (1 + kind))
+                if staff == 0 and visits == 0:
+                    continue
+                rows.append(
+                    {
+                        "clinic": f"clinic_{entity:03d}",
+                        "visit_kind": scenario,
+                        "day": date,
+                        "staff": float(staff),
+                        "open_hours": float(4 + staff),
+                        "visits": float(visits),
+                        "fees": float(visits * rng.uniform(20, 60)),
+                        "open_days": float(visits > 0),
+                        "appointments": float(rng.poisson(size)),
+                    }
+                )
+    pl.DataFrame(rows).write_parquet(folder / "panel.parquet")
+    pl.DataFrame(
+        {
+            "clinic": [f"clinic_{i:03d}" for i in range(entities)],
+            "town": [TOWNS[i % len(TOWNS)] for i in range(entities)],
+            "beds": [float(i % 5) for i in range(entities)],
+        }
+    ).write_csv(folder / "profile.csv")
+    pl.DataFrame(
+        {
+            "visit_kind": list(SCENARIOS),
+            "channel": ["site", "site", "remote"],
+            "needs_booking": [0.0, 1.0, 1.0],
+        }
+    ).write_parquet(folder / "scenarios.parquet")
+    last = start + datetime.timedelta(days=days - 1)
+    spec = {
+        "name": "clinics",
+        "panel": "panel.parquet",
+        "profile": "profile.csv",
+        "scenarios": "scenarios.parquet",
+        "entity": "clinic",
+        "scenario": "visit_kind",
+        "date": "day",
+        "start": start.isoformat(),
+        "end": last.isoformat(),
+        "behavior": ["staff", "open_hours"],
+        "performance": ["visits", "fees", "open_days"],
+        "known_future": ["appointments"],
+        "profile_columns": {"categorical": ["town"], "numeric": ["beds"]},
+        "scenario_columns": {
+            "categorical": ["channel"],
+            "numeric": ["needs_booking"],
+        },
+        "tasks": [
+            {"name": "visits", "column": "visits", "weight": "inverse_mean"},
+            {"name": "fees", "column": "fees", "weight": "inverse_mean"},
+            {"name": "open", "column": "open_days", "kind": "binary"},
+        ],
+        "lookback": 28,
+        "horizon": 7,
+        "stride": 7,
+        "activity": "visits",
+    } | changes
+    path = folder / "spec.yaml"
+    path.write_text(yaml.safe_dump(spec, sort_keys=False))
+    return path
+
+
+def main(folder: str) -> None:
+    """Writes tables, their spec, and a config that trains on them."""
+    folder = pathlib.Path(folder)
+    write_clinic_tables(folder, entities=200)
+    config = {
+        "name": "clinics",
+        "data": "spec.yaml",
+        "model": {"preset": "small"},
+        "training": {"preset": "small"},
+        "evaluation": {"lightgbm": True},
+    }
+    path = folder / "clinics.yaml"
+    path.write_text(yaml.safe_dump(config, sort_keys=False))
+    print(f"tables and spec in {folder}; next: m2m-tf run {path}")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        sys.exit("usage: python examples/make_clinics.py FOLDER")
+    main(sys.argv[1])
