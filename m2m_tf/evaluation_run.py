@@ -7,6 +7,7 @@ import pathlib
 import numpy as np
 import polars as pl
 import tensorflow as tf
+from tqdm import tqdm
 
 from m2m_tf import evaluation, files, plots, report
 from m2m_tf.baselines import naive_forecasts
@@ -82,11 +83,18 @@ def forecast_test(
     names = list(schema.raw_features(spec))
     columns = {"entity": [], "scenario": [], "cutoff": [], "y_true": []}
     forecasts = {}
-    for raw in _Batches(data, "test"):
+    binary = np.array([task.kind == "binary" for task in spec.tasks])
+    batches = tqdm(
+        _Batches(data, "test"),
+        total=-(-data.num_samples("test") // _BATCH),
+        desc="test forecasts",
+        unit=" batches",
+        mininterval=2,
+    )
+    for raw in batches:
         rates, scores, scenario = (
             part.numpy() for part in step({name: raw[name] for name in names})
         )
-        binary = np.array([task.kind == "binary" for task in spec.tasks])
         mean = np.where(binary, np.minimum(rates, 1.0), rates)
         median = np.where(binary, mean > 0.5, poisson_median(rates))
         parts = {MODEL: mean, MODEL + MEDIAN_SUFFIX: median}

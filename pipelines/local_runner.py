@@ -9,6 +9,7 @@ import time
 from m2m_tf import __version__, files
 from m2m_tf.config import RunConfig, fingerprint, parse, to_values
 from pipelines.pipeline import Step, Workspace, make_steps
+from pipelines.steps import check_extras
 
 _STATE_FOLDER = "steps"
 _CONFIG_FILE = "config.json"
@@ -40,7 +41,11 @@ def run_pipeline(
         until: Name of the last step to run; None runs all.
         force: Name of a step to run even if nothing has changed.
         report: Called with each line of progress.
+
+    Raises:
+        ImportError: If a step needs an extra that is not installed.
     """
+    check_extras(config)
     work = Workspace(config, pathlib.Path(runs), pathlib.Path(models))
     work.folder.mkdir(parents=True, exist_ok=True)
     files.write_json(work.folder / _CONFIG_FILE, to_values(config))

@@ -11,6 +11,14 @@ from m2m_tf.serving import batch_scoring
 TRAINING_FOLDER = "training"
 
 
+def check_extras(config) -> None:
+    """Raises ImportError now for a package that a later step would miss."""
+    if config.evaluation.lightgbm:
+        from m2m_tf.baselines import lightgbm
+
+        lightgbm.import_lightgbm()
+
+
 def make_tables(work) -> None:
     """Makes the tables of a built-in source."""
     from m2m_tf.data.sources import complete_journey

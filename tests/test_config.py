@@ -1,4 +1,5 @@
 import dataclasses
+import pathlib
 
 import pytest
 import yaml
@@ -6,6 +7,8 @@ from tables import write_clinic_tables
 
 from m2m_tf import config
 from m2m_tf.config import ConfigError, DatasetSpec, RunConfig
+
+ROOT = pathlib.Path(__file__).parent.parent
 
 
 def load_with(tmp_path, **changes):
@@ -94,6 +97,13 @@ def test_paper_preset_has_the_sizes_of_the_paper():
     assert (training.batch_size, training.epochs) == (256, 10)
     assert (training.learning_rate, training.clip_value) == (2e-3, 3.0)
     assert (training.beta_2, training.epsilon) == (0.998, 1e-9)
+
+
+@pytest.mark.parametrize(
+    "path", sorted((ROOT / "pipelines/configs").glob("*.yaml")), ids=str
+)
+def test_shipped_configs_are_valid(path):
+    assert RunConfig.load(path).name == path.stem
 
 
 def test_fingerprint_changes_with_any_setting(clinic_spec):

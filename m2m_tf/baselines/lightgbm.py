@@ -4,9 +4,11 @@ LightGBM is an extra (`pip install m2m_tf[lightgbm]`), imported here alone.
 """
 
 import dataclasses
+import itertools
 from collections.abc import Iterable, Sequence
 
 import numpy as np
+from tqdm import tqdm
 
 from m2m_tf.baselines import naive
 from m2m_tf.baselines.tabular import fit_vocabularies, tabular_features
@@ -101,7 +103,7 @@ def fit(
         ImportError: If LightGBM is not installed.
         ValueError: If `objective` or the shapes are wrong.
     """
-    lgb = _import_lightgbm()
+    lgb = import_lightgbm()
     if objective not in _OBJECTIVES:
         raise ValueError(
             f"`objective` must be one of {sorted(_OBJECTIVES)}. "
@@ -149,29 +151,33 @@ def forecast(
     Raises:
         ImportError: If LightGBM is not installed.
     """
-    _import_lightgbm()
+    import_lightgbm()
     vocabularies = fit_vocabularies(spec, train)
     train = _table(spec, train, vocabularies)
     validation = _table(spec, validation, vocabularies)
     test = _table(spec, test, vocabularies)
     forecasts = {POISSON: [], MEDIAN: []}
-    for task in range(len(spec.tasks)):
-        for name, objective in ((POISSON, "poisson"), (MEDIAN, "l1")):
-            trees = fit(
-                train.features,
-                train.labels[:, task],
-                validation.features,
-                validation.labels[:, task],
-                train.levels[:, task],
-                validation.levels[:, task],
-                objective,
-                train.categorical,
-                seed,
-                num_threads,
-            )
-            forecasts[name].append(
-                trees.predict(test.features, test.levels[:, task])
-            )
+    models = itertools.product(
+        range(len(spec.tasks)), ((POISSON, "poisson"), (MEDIAN, "l1"))
+    )
+    for task, (name, objective) in tqdm(
+        list(models), desc="LightGBM", unit=" models"
+    ):
+        trees = fit(
+            train.features,
+            train.labels[:, task],
+            validation.features,
+            validation.labels[:, task],
+            train.levels[:, task],
+            validation.levels[:, task],
+            objective,
+            train.categorical,
+            seed,
+            num_threads,
+        )
+        forecasts[name].append(
+            trees.predict(test.features, test.levels[:, task])
+        )
     return {
         name: naive.cap_binary(spec, np.stack(columns, axis=1))
         for name, columns in forecasts.items()
@@ -224,7 +230,8 @@ def _scale(init_level):
     return 0.9 * np.asarray(init_level, "float64") + 0.05
 
 
-def _import_lightgbm():
+def import_lightgbm():
+    """The LightGBM module, or an ImportError that says how to get it."""
     try:
         import lightgbm
     except ImportError as error:

@@ -269,6 +269,17 @@ def test_a_run_is_named_as_its_folder(tmp_path):
     assert local_runner.load_run(tmp_path / "after").name == "after"
 
 
+def test_a_missing_extra_is_reported_before_any_work(
+    tmp_path, monkeypatch, capsys
+):
+    monkeypatch.setitem(sys.modules, "lightgbm", None)
+    monkeypatch.chdir(tmp_path)
+    spec = write_clinic_tables(tmp_path / "tables", entities=2, days=60)
+    assert cli.main(["run", str(write_config(tmp_path, spec))]) == 2
+    assert "m2m_tf[lightgbm]" in capsys.readouterr().err
+    assert not (tmp_path / "runs").exists()
+
+
 def test_help_does_not_wait_for_tensorflow():
     script = (
         "import sys\nfrom pipelines import cli\n"
