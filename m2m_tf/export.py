@@ -82,7 +82,10 @@ def export_model(
         archive.write_out(str(temporary), verbose=False)
         contract = temporary / CONTRACT_FILE
         contract.parent.mkdir(exist_ok=True)
-        contract.write_text(json.dumps(make_contract(spec), indent=2))
+        values = make_contract(spec) | {
+            "vocabularies": preprocessor.statistics.vocabularies
+        }
+        contract.write_text(json.dumps(values, indent=2))
     return version
 
 

@@ -168,13 +168,13 @@ def _predict(options):
     from m2m_tf.config import DatasetSpec
     from m2m_tf.serving.batch_scoring import score_tables
 
-    rows = score_tables(
+    summary = score_tables(
         options.model,
         DatasetSpec.load(options.spec),
         options.cutoff,
         options.output,
     )
-    print(f"{rows:,} forecasts in {options.output}")
+    print(f"{summary} in {options.output}")
 
 
 if __name__ == "__main__":

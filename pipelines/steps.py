@@ -72,10 +72,10 @@ def export(work) -> None:
 def predict(work) -> None:
     """Forecasts the days after the last one, with the exported model."""
     spec = work.spec
-    rows = batch_scoring.score_tables(
+    summary = batch_scoring.score_tables(
         work.exported, spec, spec.end, work.folder / "forecasts.parquet"
     )
-    print(f"{rows:,} forecasts from {spec.end}")
+    print(f"{summary} from {spec.end}")
 
 
 def table_fingerprints(spec_path) -> dict[str, str]:

@@ -247,7 +247,7 @@ def _chunk_records(spec, rows, profile, scenarios, every_scenario):
         else (sorted(by_entity))
     )
     unknown = {name: "" for name in spec.profile_columns.categorical} | {
-        name: 0.0 for name in spec.profile_columns.numeric
+        name: float("nan") for name in spec.profile_columns.numeric
     }
     table = {row[spec.scenario]: row for row in scenarios.iter_rows(named=True)}
     for entity in entities:

@@ -28,6 +28,27 @@ class ContractError(ValueError):
     """A model and a dataset spec that do not fit together."""
 
 
+@dataclasses.dataclass(frozen=True)
+class ScoringSummary:
+    """What `score_tables` has written.
+
+    Args:
+        forecasts: Number of forecast rows.
+        unknown: Categorical input → number of forecasts whose value the model
+            has not seen in training. They are forecast as unknown ones.
+    """
+
+    forecasts: int
+    unknown: dict[str, int]
+
+    def __str__(self):
+        text = f"{self.forecasts:,} forecasts"
+        if self.unknown:
+            parts = [f"{name} in {n:,}" for name, n in self.unknown.items()]
+            text += f" (value not seen in training: {', '.join(parts)})"
+        return text
+
+
 def latest_version(model: str | os.PathLike) -> pathlib.Path:
     """`model` itself if it is a version, else its highest version.
 
@@ -52,7 +73,7 @@ def score_tables(
     cutoff: datetime.date,
     output: str | os.PathLike,
     chunk_rows: int = 2_000_000,
-) -> int:
+) -> ScoringSummary:
     """Scores every (entity, scenario) of the tables at one cutoff.
 
     Entities, scenarios and categories that the model has never seen are
@@ -67,7 +88,7 @@ def score_tables(
         chunk_rows: Panel rows held at a time, about.
 
     Returns:
-        Number of rows written.
+        What was written, and what in it the model has never seen.
 
     Raises:
         ContractError: If the spec's columns are not the model's.
@@ -75,7 +96,7 @@ def score_tables(
         FileNotFoundError: If there is no SavedModel.
     """
     version = latest_version(model)
-    _check_contract(version, spec)
+    vocabularies = _check_contract(version, spec)
     if cutoff < spec.start:
         raise ContractError(
             f"The cutoff must not lie before {spec.start}, the first day of "
@@ -106,7 +127,9 @@ def score_tables(
     with files.replacing(output) as temporary:
         parts = temporary.with_name(temporary.name + ".parts")
         try:
-            return _write(spec, cutoff, predict, batches, parts, temporary)
+            return _write(
+                spec, cutoff, predict, batches, vocabularies, parts, temporary
+            )
         finally:
             for path in parts.glob("*.parquet"):
                 path.unlink()
@@ -114,8 +137,9 @@ def score_tables(
                 parts.rmdir()
 
 
-def _write(spec, cutoff, predict, batches, parts, target):
+def _write(spec, cutoff, predict, batches, vocabularies, parts, target):
     parts.mkdir()
+    unknown = dict.fromkeys(vocabularies, 0)
     names = list(schema.raw_features(spec))
     held, num_rows, num_parts = [], 0, 0
     for rows in tqdm(batches, desc="scoring", unit=" batches", mininterval=2):
@@ -135,6 +159,10 @@ def _write(spec, cutoff, predict, batches, parts, target):
                 }
             )
         )
+        for name, known in vocabularies.items():
+            unknown[name] += int(
+                np.isin(_text(rows[name]), known, invert=True).sum()
+            )
         num_rows += len(held[-1])
         if sum(map(len, held)) >= _PART_ROWS:
             pl.concat(held).write_parquet(parts / f"{num_parts:06d}.parquet")
@@ -142,7 +170,7 @@ def _write(spec, cutoff, predict, batches, parts, target):
     if held:
         pl.concat(held).write_parquet(parts / f"{num_parts:06d}.parquet")
     pl.scan_parquet(parts / "*.parquet").sink_parquet(target)
-    return num_rows
+    return ScoringSummary(num_rows, {k: n for k, n in unknown.items() if n})
 
 
 def _text(tensor):
@@ -163,6 +191,7 @@ def _record_dataset(spec, chunk_rows):
 
 
 def _check_contract(version, spec):
+    """Returns the vocabularies of a model that fits the spec."""
     path = version / CONTRACT_FILE
     if not path.exists():
         raise ContractError(
@@ -171,10 +200,11 @@ def _check_contract(version, spec):
         )
     theirs = json.loads(path.read_text(encoding="utf-8"))
     ours = json.loads(json.dumps(make_contract(spec)))
-    differing = [key for key in theirs if theirs[key] != ours.get(key)]
+    differing = [key for key in ours if ours[key] != theirs.get(key)]
     if differing:
         key = differing[0]
         raise ContractError(
             f"The spec does not fit the model in {differing}: {key} must be "
-            f"{theirs[key]}. Received: {ours.get(key)}."
+            f"{theirs.get(key)}. Received: {ours[key]}."
         )
+    return theirs["vocabularies"]

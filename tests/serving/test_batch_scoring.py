@@ -84,7 +84,13 @@ def test_unknown_entities_scenarios_and_categories_are_scored(
     pl.concat(
         [frame, new.unique(["clinic", "visit_kind", "day"])]
     ).write_parquet(spec.panel)
-    table = score(exported, spec, tmp_path)
+    output = tmp_path / "unknown.parquet"
+    summary = batch_scoring.score_tables(exported, spec, spec.end, output)
+    # 13 in the new kind of visit; 4 of the clinic that has no profile.
+    assert summary.unknown["scenario"] == 13
+    assert summary.unknown["profile_town"] == 4
+    assert str(summary).startswith("52 forecasts (value not seen in training")
+    table = pl.read_parquet(output)
     assert table.height == 13 * 4
     new = table.filter(pl.col("clinic") == "clinic_new")
     assert set(new["visit_kind"]) == {"walk_in", "booked", "video", "phone"}
