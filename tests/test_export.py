@@ -20,7 +20,7 @@ examples = raw.pop("examples")
 model = tf.saved_model.load(sys.argv[1])
 named = {k: tf.constant(v) for k, v in raw.items()}
 first = model.signatures["predict"](**named)
-second = model.signatures["serving_default"](tf.constant(examples))
+second = model.signatures["serving_default"](examples=tf.constant(examples))
 np.savez(sys.argv[3], **{"a_" + k: v for k, v in first.items()},
          **{"b_" + k: v for k, v in second.items()})
 """
