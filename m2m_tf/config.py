@@ -220,7 +220,8 @@ class ModelSettings:
     `k` (num_experts) and `L` (num_tower_layers) are not given in the paper.
 
     Args:
-        name: Key of `m2m_tf.models.BUILDERS`.
+        name: Key of `m2m_tf.models.BUILDERS`. Rivals of M2M take the settings
+            that they have a use for.
         embedding_dim: Width of each column's embedding (paper: 16).
         num_heads: Attention heads of the transformer layer (paper: 2).
         pooling: How a sequence becomes a vector (eq. 5).

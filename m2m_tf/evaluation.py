@@ -8,7 +8,6 @@ from m2m_tf.metrics import score_cells
 
 METRIC_NAMES = ("nmae", "smape", "poisson_deviance")
 # Names of the model's forecasts, and what marks a forecast of medians.
-MODEL = "m2m"
 MEDIAN_SUFFIX = "_median"
 
 

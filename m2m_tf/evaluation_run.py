@@ -13,7 +13,7 @@ from m2m_tf import evaluation, files, plots, report
 from m2m_tf.baselines import naive_forecasts
 from m2m_tf.data import schema, windows
 from m2m_tf.data.dataset import ForecastData
-from m2m_tf.evaluation import MEDIAN_SUFFIX, MODEL
+from m2m_tf.evaluation import MEDIAN_SUFFIX
 from m2m_tf.forecast import poisson_median
 from m2m_tf.models import ForecastModel, expert_attention
 
@@ -30,7 +30,8 @@ class TestForecasts:
         cutoff: Days since 1970-01-01 `[N]`.
         y_true: Labels `[N, T]`.
         forecasts: Forecast name → `[N, T]`.
-        attention: Mean expert attention `[T, S, k]`; NaN without samples.
+        attention: Mean expert attention `[T, S, k]`, NaN without samples; None
+            for a model that has none.
     """
 
     __test__ = False  # Not a test, whatever pytest thinks of the name.
@@ -40,7 +41,7 @@ class TestForecasts:
     cutoff: np.ndarray
     y_true: np.ndarray
     forecasts: dict[str, np.ndarray]
-    attention: np.ndarray
+    attention: np.ndarray | None
 
 
 class _Batches:
@@ -73,12 +74,13 @@ def forecast_test(
         inputs = data.preprocessor(raw)
         log_rates = model(inputs, training=False)
         rates = [tf.exp(log_rates[name])[:, 0] for name in spec.task_names]
-        scores = attention_model(inputs, training=False)
-        return (
-            tf.stack(rates, axis=1),
-            scores,
-            inputs[schema.SCENARIO_FEATURES][:, 0],
-        )
+        outputs = {
+            "rates": tf.stack(rates, axis=1),
+            "scenario": inputs[schema.SCENARIO_FEATURES][:, 0],
+        }
+        if attention_model is not None:
+            outputs["attention"] = attention_model(inputs, training=False)
+        return outputs
 
     names = list(schema.raw_features(spec))
     columns = {"entity": [], "scenario": [], "cutoff": [], "y_true": []}
@@ -92,16 +94,18 @@ def forecast_test(
         mininterval=2,
     )
     for raw in batches:
-        rates, scores, scenario = (
-            part.numpy() for part in step({name: raw[name] for name in names})
-        )
+        outputs = step({name: raw[name] for name in names})
+        rates, scenario = outputs["rates"].numpy(), outputs["scenario"].numpy()
         mean = np.where(binary, np.minimum(rates, 1.0), rates)
         median = np.where(binary, mean > 0.5, poisson_median(rates))
-        parts = {MODEL: mean, MODEL + MEDIAN_SUFFIX: median}
+        parts = {model.name: mean, model.name + MEDIAN_SUFFIX: median}
         for name, values in (parts | naive_forecasts(spec, raw)).items():
             forecasts.setdefault(name, []).append(values)
         one_hot = np.eye(num_scenarios)[scenario]
-        attention += np.einsum("bs,btk->tsk", one_hot, scores)
+        if attention_model is not None:
+            attention += np.einsum(
+                "bs,btk->tsk", one_hot, outputs["attention"].numpy()
+            )
         counts += one_hot.sum(0)
         columns["entity"].append(raw[schema.ENTITY].astype(str))
         columns["scenario"].append(scenario)
@@ -117,7 +121,7 @@ def forecast_test(
             num_threads=os.cpu_count() or 1,
         )
     with np.errstate(invalid="ignore"):
-        attention = attention / counts[None, :, None]
+        attention = attention_model and attention / counts[None, :, None]
     joined = {name: np.concatenate(parts) for name, parts in columns.items()}
     return TestForecasts(**joined, forecasts=forecasts, attention=attention)
 
@@ -161,15 +165,17 @@ def evaluate_run(
         "dataset": data.spec.name,
         "num_samples": data.preprocessor.statistics.num_samples,
         "data_fingerprint": data_fingerprint,
-        "overall": scores[MODEL]["overall"],
-        "cells": scores[MODEL]["cells"],
+        "overall": scores[model.name]["overall"],
+        "cells": scores[model.name]["cells"],
         "forecasts": scores,
     }
-    print(evaluation.format_table(scores, cells_of=MODEL))
+    print(evaluation.format_table(scores, cells_of=model.name))
     with files.replacing(folder / "test_forecasts.parquet") as path:
         _forecast_table(data, test).write_parquet(path)
-    figures = _write_plots(data, test, scores, history, folder / "plots")
-    _write_report(data, metrics, figures, history, config, folder)
+    figures = _write_plots(
+        data, test, model.name, scores, history, folder / "plots"
+    )
+    _write_report(data, model.name, metrics, figures, history, config, folder)
     files.write_json(folder / "metrics.json", metrics)
     return metrics
 
@@ -188,7 +194,7 @@ def _forecast_table(data, test):
     return pl.DataFrame(columns)
 
 
-def _write_plots(data, test, scores, history, folder):
+def _write_plots(data, test, model_name, scores, history, folder):
     """Writes the plots; returns (path, caption) of each."""
     tasks = data.spec.task_names
     scenarios = data.preprocessor.scenario_names
@@ -199,18 +205,19 @@ def _write_plots(data, test, scores, history, folder):
         plots.plot_cells(scores, temporary / "cells.png")
         plots.plot_calibration(
             test.y_true,
-            test.forecasts[MODEL],
+            test.forecasts[model_name],
             tasks,
             temporary / "calibration.png",
         )
         plots.plot_learning_curves(history, temporary / "learning.png")
-        plots.plot_expert_attention(
-            test.attention[:, seen],
-            tasks,
-            [scenarios[i] for i in seen],
-            temporary / "attention.png",
-        )
-    return [
+        if test.attention is not None:
+            plots.plot_expert_attention(
+                test.attention[:, seen],
+                tasks,
+                [scenarios[i] for i in seen],
+                temporary / "attention.png",
+            )
+    figures = [
         (
             folder / "cells.png",
             "Error of each task in each scenario on the test split, beside "
@@ -233,9 +240,10 @@ def _write_plots(data, test, scores, history, folder):
             "(eq. 15 of the paper).",
         ),
     ]
+    return [figure for figure in figures if figure[0].exists()]
 
 
-def _write_report(data, metrics, figures, history, config, folder):
+def _write_report(data, model_name, metrics, figures, history, config, folder):
     spec = data.spec
     splits = data.splits
     days = {
@@ -255,9 +263,10 @@ def _write_report(data, metrics, figures, history, config, folder):
     }
     report.write_report(
         folder / "report.html",
-        title=f"M2M on {spec.name}",
+        title=f"{model_name} on {spec.name}",
         summary=summary,
         metrics=metrics["forecasts"],
+        model=model_name,
         figures=figures,
         settings={
             "model": config["model"],

@@ -179,7 +179,7 @@ def plot_expert_attention(
     scenario_names: Sequence[str],
     path: str | os.PathLike,
 ) -> None:
-    """Heat maps of the mean attention on each expert (α of eq. 16).
+    """Heat maps of the mean attention on each expert (α of eq. 15).
 
     Args:
         scores: Mean attention scores `[T, S, k]`, each row of k adding up to

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 
 import jinja2
 
-from m2m_tf import evaluation, files
+from m2m_tf import files
 
 _TEMPLATE = "report.html.j2"
 _METRIC_TITLES = {
@@ -40,9 +40,9 @@ def write_report(
     title: str,
     summary: Mapping[str, object],
     metrics: Mapping[str, dict],
+    model: str,
     figures: Sequence[tuple[str | os.PathLike, str]] = (),
     settings: Mapping[str, object] | None = None,
-    model: str = evaluation.MODEL,
     naive: str = "history_mean",
 ) -> None:
     """Writes a self-contained HTML report.
@@ -56,10 +56,10 @@ def write_report(
         summary: What → value, shown first (such as dataset, samples, run
             time), in this order.
         metrics: What `evaluation.evaluate_forecasts` returned.
+        model: Name in `metrics` of the forecast whose cells are listed.
         figures: PNG files with their captions.
         settings: Settings of the run; nested mappings are shown with dotted
             names.
-        model: Name in `metrics` of the forecast whose cells are listed.
         naive: Name of the forecast shown beside it; left out if absent.
 
     Raises:

@@ -19,6 +19,8 @@ ARGUMENTS = {
     "MetaDense": {"units": 3},
     "ColumnEmbedding": {"vocabulary_sizes": [3, 4]},
     "SequenceEncoder": {"vocabulary_sizes": [3, 4]},
+    "GatedExperts": {"num_tasks": 2},
+    "TaskDense": {"units": 3},
     "TaskViews": {"num_tasks": 2},
     "CellMetrics": {"task_names": ["a", "b"], "num_scenarios": 3},
 }

@@ -60,6 +60,7 @@ def report(metrics, tmp_path):
         title="Run <1> & more",
         summary={"test samples": 21043, "share": 0.125},
         metrics=metrics,
+        model="m2m",
         figures=[(figure, "Errors by task & scenario.")],
         settings={"model": {"name": "m2m", "dropout": 0.0}, "jit": True},
     )
@@ -107,7 +108,11 @@ def test_escapes_and_loads_nothing(report):
 def test_without_naive_figures_and_settings(metrics, tmp_path):
     path = tmp_path / "report.html"
     write_report(
-        path, title="Bare", summary={}, metrics={"m2m": metrics["m2m"]}
+        path,
+        title="Bare",
+        summary={},
+        metrics={"m2m": metrics["m2m"]},
+        model="m2m",
     )
     text = Page(path.read_text(encoding="utf-8")).text
     assert "Figures" not in text
@@ -119,9 +124,14 @@ def test_errors_leave_the_old_report(metrics, tmp_path):
     path, figure = tmp_path / "report.html", tmp_path / "figure.svg"
     path.write_text("old")
     figure.write_text("<svg/>")
-    arguments = {"title": "x", "summary": {}, "metrics": metrics}
+    arguments = {
+        "title": "x",
+        "summary": {},
+        "metrics": metrics,
+        "model": "m2m",
+    }
     with pytest.raises(ValueError, match="must be one of .*model='mmoe'"):
-        write_report(path, **arguments, model="mmoe")
+        write_report(path, **arguments | {"model": "mmoe"})
     with pytest.raises(ValueError, match=r"must be PNG files.*figure\.svg"):
         write_report(path, **arguments, figures=[(figure, "")])
     with pytest.raises(FileNotFoundError):

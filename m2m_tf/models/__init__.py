@@ -4,10 +4,31 @@ import dataclasses
 
 from m2m_tf.config import ModelSettings
 from m2m_tf.data.schema import ModelInputSpec
+from m2m_tf.models.cgc import cgc
+from m2m_tf.models.cross_stitch import cross_stitch
 from m2m_tf.models.forecast_model import ForecastModel as ForecastModel
 from m2m_tf.models.m2m import expert_attention as expert_attention, m2m as m2m
+from m2m_tf.models.mmoe import mmoe
+from m2m_tf.models.shared_bottom import shared_bottom
+from m2m_tf.models.single_task import single_task
 
-BUILDERS = {"m2m": m2m}
+BUILDERS = {
+    builder.__name__: builder
+    for builder in (m2m, single_task, shared_bottom, cross_stitch, mmoe, cgc)
+}
+# Settings that only some builders have a use for. The rest are for all, so
+# that one word in a config swaps the model.
+_M2M_ONLY = (
+    "knowledge_dim",
+    "num_meta_layers",
+    "meta_rank",
+    "share_meta_across_tasks",
+    "meta_attention",
+    "meta_tower",
+    "context_in_backbone",
+    "meta_l2",
+)
+_WITH_EXPERTS = ("m2m", "mmoe", "cgc")
 
 
 def build_model(
@@ -30,4 +51,9 @@ def build_model(
         )
     arguments = dataclasses.asdict(settings)
     builder = BUILDERS[arguments.pop("name")]
+    if builder is not m2m:
+        for name in _M2M_ONLY:
+            del arguments[name]
+    if settings.name not in _WITH_EXPERTS:
+        del arguments["num_experts"]
     return builder(spec, label_means=label_means, **arguments)

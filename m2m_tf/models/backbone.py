@@ -1,9 +1,14 @@
 """Inputs and backbone (SPEC section 2) that all builders share."""
 
+import math
+
 import keras
 
 from m2m_tf import layers
 from m2m_tf.data import schema
+
+# Starting weights of the two history levels (lookback, last `horizon` days).
+HISTORY_WEIGHTS = (0.5, 0.25)
 
 
 def model_inputs(spec: schema.ModelInputSpec) -> dict:
@@ -18,22 +23,45 @@ def feature_vector(
     inputs: dict,
     spec: schema.ModelInputSpec,
     *,
-    embedding_dim,
-    num_heads,
-    pooling,
-    use_transformer,
     context,
     dropout,
-    regularizer,
+    prefix="",
+    **options,
 ):
     """F of eq. 5: both sequences, known-future columns, dense features.
 
     Args:
         context: Further vectors `[batch, ...]` to append, or an empty list.
+        dropout: Share of F that is dropped in training.
+        prefix: Goes before the layers' names, for a model with several.
+        **options: See `feature_parts`.
 
     Returns:
         Tensor `[batch, D]`.
     """
+    parts = feature_parts(inputs, spec, prefix=prefix, **options)
+    features = keras.layers.Concatenate(name=f"{prefix}features")(
+        parts + context
+    )
+    if dropout:
+        features = keras.layers.Dropout(dropout, name=f"{prefix}dropout")(
+            features
+        )
+    return features
+
+
+def feature_parts(
+    inputs: dict,
+    spec: schema.ModelInputSpec,
+    *,
+    embedding_dim,
+    num_heads,
+    pooling,
+    use_transformer,
+    regularizer,
+    prefix="",
+) -> list:
+    """The parts of F before they are joined, tensors `[batch, ...]`."""
     parts = []
     for name, sizes in (
         (schema.BEHAVIOR_SEQUENCE, spec.behavior_sizes),
@@ -47,7 +75,7 @@ def feature_vector(
             use_transformer=use_transformer,
             embeddings_regularizer=regularizer,
             kernel_regularizer=regularizer,
-            name=f"{name}_encoder",
+            name=f"{prefix}{name}_encoder",
         )
         parts.append(
             encoder(inputs[name], sequence_mask=inputs[schema.SEQUENCE_MASK])
@@ -57,18 +85,22 @@ def feature_vector(
             spec.known_future_sizes,
             embedding_dim=embedding_dim,
             embeddings_regularizer=regularizer,
-            name="known_future_embedding",
+            name=f"{prefix}known_future_embedding",
         )(inputs[schema.KNOWN_FUTURE])
-        parts.append(keras.layers.Flatten(name="known_future_days")(embedded))
+        parts.append(
+            keras.layers.Flatten(name=f"{prefix}known_future_days")(embedded)
+        )
     parts.append(inputs[schema.DENSE_FEATURES])
-    features = keras.layers.Concatenate(name="features")(parts + context)
-    if dropout:
-        features = keras.layers.Dropout(dropout, name="dropout")(features)
-    return features
+    return parts
 
 
 def attribute_vector(
-    inputs: dict, spec: schema.ModelInputSpec, *, embedding_dim, regularizer
+    inputs: dict,
+    spec: schema.ModelInputSpec,
+    *,
+    embedding_dim,
+    regularizer,
+    prefix="",
 ):
     """Embedded scenario and profile attributes [S, A] of eq. 8."""
     parts = []
@@ -82,9 +114,49 @@ def attribute_vector(
                     sizes,
                     embedding_dim=embedding_dim,
                     embeddings_regularizer=regularizer,
-                    name=f"{name}_embedding",
+                    name=f"{prefix}{name}_embedding",
                 )(inputs[name])
             )
     if len(parts) == 1:
         return parts[0]
-    return keras.layers.Concatenate(name="attributes")(parts)
+    return keras.layers.Concatenate(name=f"{prefix}attributes")(parts)
+
+
+def log_rates(
+    representations,
+    inputs: dict,
+    spec: schema.ModelInputSpec,
+    *,
+    label_means,
+    history_offset,
+    regularizer,
+) -> dict:
+    """Heads of all tasks, with the offset from the entity's own history.
+
+    Args:
+        representations: Tensor `[batch, num_tasks, width]`.
+        inputs: The model's inputs.
+        spec: Sizes of the inputs.
+        label_means: Mean training label of each task, from whose logs the
+            heads start; None starts all rates from 1.
+        history_offset: Whether to add `layers.HistoryOffset`.
+        regularizer: Regularizer of the heads' kernels.
+
+    Returns:
+        `{task: log rate [batch, 1]}`.
+    """
+    offset_share = sum(HISTORY_WEIGHTS) if history_offset else 0.0
+    outputs = layers.LogRateHeads(
+        initial_log_rates=label_means
+        and [(1 - offset_share) * math.log(mean) for mean in label_means],
+        kernel_regularizer=regularizer,
+        name="heads",
+    )(representations)
+    if history_offset:
+        outputs = layers.HistoryOffset(HISTORY_WEIGHTS, name="history_offset")(
+            outputs, inputs[schema.LOG_HISTORY]
+        )
+    return {
+        name: outputs[:, index : index + 1]
+        for index, name in enumerate(spec.task_names)
+    }

@@ -1,7 +1,5 @@
 """M2M: Zhang et al., WSDM 2022."""
 
-import math
-
 import keras
 
 from m2m_tf import layers
@@ -9,8 +7,6 @@ from m2m_tf.data import schema
 from m2m_tf.models import backbone
 from m2m_tf.models.forecast_model import ForecastModel
 
-# Starting weights of the two history levels (lookback, last `horizon` days).
-HISTORY_WEIGHTS = (0.5, 0.25)
 ATTENTION_LAYER = "meta_attention"
 
 
@@ -117,25 +113,23 @@ def m2m(
     )(representations, scenario_knowledge)
 
     # --- Heads ---
-    offset_share = sum(HISTORY_WEIGHTS) if history_offset else 0.0
-    log_rates = layers.LogRateHeads(
-        initial_log_rates=label_means
-        and [(1 - offset_share) * math.log(mean) for mean in label_means],
-        kernel_regularizer=l2_other,
-        name="heads",
-    )(representations)
-    if history_offset:
-        log_rates = layers.HistoryOffset(
-            HISTORY_WEIGHTS, name="history_offset"
-        )(log_rates, inputs[schema.LOG_HISTORY])
-    outputs = {
-        name: log_rates[:, index : index + 1]
-        for index, name in enumerate(spec.task_names)
-    }
+    outputs = backbone.log_rates(
+        representations,
+        inputs,
+        spec,
+        label_means=label_means,
+        history_offset=history_offset,
+        regularizer=l2_other,
+    )
     return ForecastModel(inputs, outputs, name="m2m")
 
 
-def expert_attention(model: ForecastModel) -> keras.Model:
-    """Model from the same inputs to α `[batch, num_tasks, num_experts]`."""
+def expert_attention(model: ForecastModel) -> keras.Model | None:
+    """Model from the same inputs to α `[batch, num_tasks, num_experts]`.
+
+    None for a model without task attention over experts.
+    """
+    if all(layer.name != ATTENTION_LAYER for layer in model.layers):
+        return None
     _, scores = model.get_layer(ATTENTION_LAYER).output
     return keras.Model(model.inputs, scores)

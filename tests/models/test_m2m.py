@@ -163,5 +163,5 @@ def test_expert_attention_sums_to_one(clinic_data, batch):
 
 
 def test_unknown_builder_lists_the_known(clinic_data):
-    with pytest.raises(ValueError, match=r"\['m2m'\].*name='gpt'"):
+    with pytest.raises(ValueError, match=r"'m2m', 'mmoe'.*name='gpt'"):
         build(clinic_data, name="gpt")

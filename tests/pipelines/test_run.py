@@ -32,7 +32,7 @@ TRAINING = {
 
 
 def write_config(folder, spec, **changes):
-    path = folder / "clinics.yaml"
+    path = folder / f"{changes.get('name', 'clinics')}.yaml"
     values = {
         "name": "clinics",
         "data": str(spec),
@@ -106,6 +106,24 @@ def test_metrics_of_the_run_follow_from_its_forecasts(workspace):
     assert metrics["overall"]["nmae"] == pytest.approx(
         sum(cells) / len(cells), rel=1e-4
     )
+
+
+@pytest.mark.slow
+def test_one_word_swaps_the_model(workspace, capsys):
+    write_config(
+        workspace,
+        workspace / "tables/spec.yaml",
+        name="rival",
+        model=MODEL | {"name": "mmoe"},
+        evaluation={},
+    )
+    run_again(workspace, capsys, "rival.yaml")
+    run = workspace / "runs" / "rival"
+    metrics = files.read_json(run / "metrics.json")
+    assert set(metrics["forecasts"]) > {"mmoe", "mmoe_median"}
+    assert len(list((run / "plots").glob("*.png"))) == 3
+    assert "mmoe on clinics" in (run / "report.html").read_text()
+    assert pl.read_parquet(run / "forecasts.parquet").height == 36
 
 
 @pytest.mark.slow

@@ -1,0 +1,88 @@
+"""What the rivals of M2M have in common: all but how tasks share."""
+
+import keras
+
+from m2m_tf import layers
+from m2m_tf.data import schema
+from m2m_tf.models import backbone
+from m2m_tf.models.forecast_model import ForecastModel
+
+
+def multi_task_model(
+    name: str,
+    spec: schema.ModelInputSpec,
+    represent,
+    *,
+    view_dim,
+    num_tower_layers,
+    history_offset,
+    l2,
+    label_means,
+    stitched=False,
+    **backbone_options,
+) -> ForecastModel:
+    """Inputs → backbone → `represent` → a tower per task → heads.
+
+    Inputs, backbone, heads and loss are those of `m2m`. Scenario and profile
+    attributes are features of the backbone, as in the paper's comparison
+    (section 5.1.2).
+
+    Args:
+        name: Name of the model.
+        spec: Sizes of the inputs.
+        represent: Function of F `[batch, D]` and a regularizer, giving a
+            representation of each task `[batch, num_tasks, view_dim]`.
+        view_dim: Width of each tower layer.
+        num_tower_layers: Dense layers of a tower.
+        history_offset, l2, label_means: See `ModelSettings` and `m2m`.
+        stitched: Whether a cross-stitch unit stands before each tower layer.
+        **backbone_options: Arguments of `backbone.feature_vector`.
+    """
+    inputs = backbone.model_inputs(spec)
+    regularizer = make_regularizer(l2)
+    features = features_with_attributes(
+        inputs, spec, regularizer, **backbone_options
+    )
+    hidden = represent(features, regularizer)
+    for index in range(num_tower_layers):
+        if stitched:
+            hidden = layers.CrossStitch(name=f"cross_stitch_{index}")(hidden)
+        hidden = layers.TaskDense(
+            view_dim, kernel_regularizer=regularizer, name=f"tower_{index}"
+        )(hidden)
+    outputs = backbone.log_rates(
+        hidden,
+        inputs,
+        spec,
+        label_means=label_means,
+        history_offset=history_offset,
+        regularizer=regularizer,
+    )
+    return ForecastModel(inputs, outputs, name=name)
+
+
+def features_with_attributes(
+    inputs, spec, regularizer, prefix="", *, embedding_dim, **options
+):
+    """F with scenario and profile attributes appended, `[batch, D]`."""
+    attributes = backbone.attribute_vector(
+        inputs,
+        spec,
+        embedding_dim=embedding_dim,
+        regularizer=regularizer,
+        prefix=prefix,
+    )
+    return backbone.feature_vector(
+        inputs,
+        spec,
+        embedding_dim=embedding_dim,
+        context=[attributes],
+        regularizer=regularizer,
+        prefix=prefix,
+        **options,
+    )
+
+
+def make_regularizer(l2):
+    """α‖W‖² of eq. 19, or None for α = 0."""
+    return keras.regularizers.L2(l2) if l2 else None

@@ -1,0 +1,32 @@
+"""Shared bottom: Caruana, "Multitask Learning", 1997."""
+
+import keras
+
+from m2m_tf.data import schema
+from m2m_tf.models.forecast_model import ForecastModel
+from m2m_tf.models.multi_task import multi_task_model
+
+
+def shared_bottom(
+    spec: schema.ModelInputSpec, *, view_dim=256, **options
+) -> ForecastModel:
+    """One network for all tasks, then a tower for each.
+
+    Arguments are those of `ModelSettings`, and `label_means` as in `m2m`.
+    """
+
+    def represent(features, regularizer):
+        bottom = keras.layers.Dense(
+            view_dim,
+            "leaky_relu",
+            kernel_initializer="he_normal",
+            kernel_regularizer=regularizer,
+            name="bottom",
+        )(features)
+        return keras.layers.RepeatVector(
+            len(spec.task_names), name="for_each_task"
+        )(bottom)
+
+    return multi_task_model(
+        "shared_bottom", spec, represent, view_dim=view_dim, **options
+    )

@@ -1,0 +1,111 @@
+import dataclasses
+import re
+
+import keras
+import numpy as np
+import pytest
+import tensorflow as tf
+from tables import SMALL_MODEL
+
+from m2m_tf.losses import joint_poisson
+from m2m_tf.models import BUILDERS, build_model
+
+RIVALS = sorted(set(BUILDERS) - {"m2m"})
+
+
+def build(data, name, **changes):
+    keras.utils.set_random_seed(3)
+    settings = dataclasses.replace(
+        SMALL_MODEL, name=name, dropout=0.0, **changes
+    )
+    return build_model(
+        data.preprocessor.model_inputs,
+        settings,
+        data.preprocessor.statistics.label_means,
+    )
+
+
+@pytest.fixture(scope="module")
+def batch(clinic_data):
+    return next(iter(clinic_data.validation(16)))
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_gradient_reaches_every_weight(clinic_data, batch, name):
+    model = build(clinic_data, name)
+    inputs, labels = batch
+    losses = joint_poisson(labels)
+    with tf.GradientTape() as tape:
+        outputs = model(inputs, training=True)
+        loss = sum(losses[t](labels[t], outputs[t]) for t in labels)
+    gradients = tape.gradient(loss, model.trainable_variables)
+    for weight, gradient in zip(
+        model.trainable_variables, gradients, strict=True
+    ):
+        assert gradient is not None, weight.path
+        gradient = tf.convert_to_tensor(gradient)
+        assert float(tf.reduce_max(tf.abs(gradient))) > 0, weight.path
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_saves_and_loads_exactly(clinic_data, batch, name, tmp_path):
+    model = build(clinic_data, name)
+    assert list(model(batch[0])) == ["visits", "fees", "open"]
+    model.save(tmp_path / "model.keras")
+    loaded = keras.saving.load_model(tmp_path / "model.keras")
+    for task, values in model(batch[0]).items():
+        np.testing.assert_array_equal(values, loaded(batch[0])[task])
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_scenario_changes_the_forecast(clinic_data, batch, name):
+    model = build(clinic_data, name)
+    inputs = dict(batch[0])
+    inputs["scenario_features"] = tf.zeros_like(inputs["scenario_features"])
+    before, after = model(batch[0]), model(inputs)
+    assert not np.allclose(before["visits"], after["visits"])
+
+
+def backbone_weights(model):
+    """Shapes of all weights but those of the parts in which models differ."""
+    own = re.compile(
+        "bottom|expert_views|gates|task_networks|cross_stitch|tower|"
+        "meta|task_views|scenario_knowledge"
+    )
+    return {
+        weight.path: tuple(weight.shape)
+        for weight in model.weights
+        if not own.search(weight.path)
+    }
+
+
+@pytest.mark.parametrize("name", sorted(set(RIVALS) - {"single_task"}))
+def test_inputs_backbone_and_heads_are_those_of_m2m(clinic_data, name):
+    ours = build(clinic_data, "m2m", context_in_backbone=True)
+    theirs = build(clinic_data, name)
+    assert backbone_weights(ours) == backbone_weights(theirs)
+
+
+def test_tasks_of_single_task_share_nothing(clinic_data, batch):
+    model = build(clinic_data, "single_task")
+    inputs, labels = batch
+    with tf.GradientTape() as tape:
+        loss = tf.reduce_sum(model(inputs)["visits"])
+    gradients = tape.gradient(loss, model.trainable_variables)
+    reached = {
+        weight.path
+        for weight, gradient in zip(
+            model.trainable_variables, gradients, strict=True
+        )
+        if gradient is not None and np.any(tf.convert_to_tensor(gradient))
+    }
+    assert not any(path.startswith(("fees_", "open_")) for path in reached)
+    assert any(path.startswith("visits_") for path in reached)
+
+
+@pytest.mark.parametrize("name", RIVALS)
+def test_untrained_rates_are_near_the_mean_labels(clinic_data, batch, name):
+    outputs = build(clinic_data, name, history_offset=False)(batch[0])
+    means = clinic_data.preprocessor.statistics.label_means
+    for mean, log_rate in zip(means, outputs.values(), strict=True):
+        np.testing.assert_allclose(np.exp(log_rate), mean, rtol=0.4)
