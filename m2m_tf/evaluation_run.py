@@ -120,8 +120,11 @@ def forecast_test(
             *(_Batches(data, split) for split in windows.SPLIT_NAMES),
             num_threads=os.cpu_count() or 1,
         )
-    with np.errstate(invalid="ignore"):
-        attention = attention_model and attention / counts[None, :, None]
+    if attention_model is None:
+        attention = None
+    else:
+        with np.errstate(invalid="ignore"):
+            attention = attention / counts[None, :, None]
     joined = {name: np.concatenate(parts) for name, parts in columns.items()}
     return TestForecasts(**joined, forecasts=forecasts, attention=attention)
 
