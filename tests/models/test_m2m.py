@@ -9,6 +9,12 @@ from tables import SMALL_MODEL
 from m2m_tf.losses import joint_poisson
 from m2m_tf.models import build_model, expert_attention
 
+from .model_checks import (
+    check_gradient_reaches_every_weight,
+    check_scenario_changes_the_forecast,
+    check_untrained_rates_are_near,
+)
+
 
 def build(data, **changes):
     keras.utils.set_random_seed(3)
@@ -65,18 +71,7 @@ VARIANTS = {
 @pytest.mark.parametrize("name", VARIANTS)
 def test_gradient_reaches_every_weight(clinic_data, batch, name):
     model = build(clinic_data, **VARIANTS[name])
-    inputs, labels = batch
-    losses = joint_poisson(labels)
-    with tf.GradientTape() as tape:
-        outputs = model(inputs, training=True)
-        loss = sum(losses[t](labels[t], outputs[t]) for t in labels)
-    gradients = tape.gradient(loss, model.trainable_variables)
-    for weight, gradient in zip(
-        model.trainable_variables, gradients, strict=True
-    ):
-        assert gradient is not None, weight.path
-        gradient = tf.convert_to_tensor(gradient)
-        assert float(tf.reduce_max(tf.abs(gradient))) > 0, weight.path
+    check_gradient_reaches_every_weight(model, batch)
 
 
 def test_same_seed_gives_the_same_model(clinic_data, batch):
@@ -86,18 +81,15 @@ def test_same_seed_gives_the_same_model(clinic_data, batch):
 
 
 def test_untrained_rates_are_near_the_mean_labels(clinic_data, batch):
-    outputs = build(clinic_data, history_offset=False)(batch[0])
-    means = clinic_data.preprocessor.statistics.label_means
-    for mean, log_rate in zip(means, outputs.values(), strict=True):
-        np.testing.assert_allclose(np.exp(log_rate), mean, rtol=0.4)
+    check_untrained_rates_are_near(
+        build(clinic_data, history_offset=False),
+        batch,
+        clinic_data.preprocessor.statistics.label_means,
+    )
 
 
 def test_scenario_knowledge_changes_the_forecast(clinic_data, batch):
-    model = build(clinic_data)
-    inputs = dict(batch[0])
-    inputs["scenario_features"] = tf.zeros_like(inputs["scenario_features"])
-    before, after = model(batch[0]), model(inputs)
-    assert not np.allclose(before["visits"], after["visits"])
+    check_scenario_changes_the_forecast(build(clinic_data), batch)
 
 
 def test_padded_days_never_matter_and_real_ones_do(clinic_data, batch):

@@ -7,8 +7,13 @@ import pytest
 import tensorflow as tf
 from tables import SMALL_MODEL
 
-from m2m_tf.losses import joint_poisson
 from m2m_tf.models import BUILDERS, build_model
+
+from .model_checks import (
+    check_gradient_reaches_every_weight,
+    check_scenario_changes_the_forecast,
+    check_untrained_rates_are_near,
+)
 
 RIVALS = sorted(set(BUILDERS) - {"m2m"})
 
@@ -33,18 +38,7 @@ def batch(clinic_data):
 @pytest.mark.parametrize("name", RIVALS)
 def test_gradient_reaches_every_weight(clinic_data, batch, name):
     model = build(clinic_data, name)
-    inputs, labels = batch
-    losses = joint_poisson(labels)
-    with tf.GradientTape() as tape:
-        outputs = model(inputs, training=True)
-        loss = sum(losses[t](labels[t], outputs[t]) for t in labels)
-    gradients = tape.gradient(loss, model.trainable_variables)
-    for weight, gradient in zip(
-        model.trainable_variables, gradients, strict=True
-    ):
-        assert gradient is not None, weight.path
-        gradient = tf.convert_to_tensor(gradient)
-        assert float(tf.reduce_max(tf.abs(gradient))) > 0, weight.path
+    check_gradient_reaches_every_weight(model, batch)
 
 
 @pytest.mark.parametrize("name", RIVALS)
@@ -59,11 +53,7 @@ def test_saves_and_loads_exactly(clinic_data, batch, name, tmp_path):
 
 @pytest.mark.parametrize("name", RIVALS)
 def test_scenario_changes_the_forecast(clinic_data, batch, name):
-    model = build(clinic_data, name)
-    inputs = dict(batch[0])
-    inputs["scenario_features"] = tf.zeros_like(inputs["scenario_features"])
-    before, after = model(batch[0]), model(inputs)
-    assert not np.allclose(before["visits"], after["visits"])
+    check_scenario_changes_the_forecast(build(clinic_data, name), batch)
 
 
 def backbone_weights(model):
@@ -105,7 +95,8 @@ def test_tasks_of_single_task_share_nothing(clinic_data, batch):
 
 @pytest.mark.parametrize("name", RIVALS)
 def test_untrained_rates_are_near_the_mean_labels(clinic_data, batch, name):
-    outputs = build(clinic_data, name, history_offset=False)(batch[0])
-    means = clinic_data.preprocessor.statistics.label_means
-    for mean, log_rate in zip(means, outputs.values(), strict=True):
-        np.testing.assert_allclose(np.exp(log_rate), mean, rtol=0.4)
+    check_untrained_rates_are_near(
+        build(clinic_data, name, history_offset=False),
+        batch,
+        clinic_data.preprocessor.statistics.label_means,
+    )

@@ -1,0 +1,34 @@
+"""Checks that every builder's model has to pass."""
+
+import numpy as np
+import tensorflow as tf
+
+from m2m_tf.losses import joint_poisson
+
+
+def check_gradient_reaches_every_weight(model, batch):
+    inputs, labels = batch
+    losses = joint_poisson(labels)
+    with tf.GradientTape() as tape:
+        outputs = model(inputs, training=True)
+        loss = sum(losses[t](labels[t], outputs[t]) for t in labels)
+    gradients = tape.gradient(loss, model.trainable_variables)
+    for weight, gradient in zip(
+        model.trainable_variables, gradients, strict=True
+    ):
+        assert gradient is not None, weight.path
+        gradient = tf.convert_to_tensor(gradient)
+        assert float(tf.reduce_max(tf.abs(gradient))) > 0, weight.path
+
+
+def check_scenario_changes_the_forecast(model, batch):
+    inputs = dict(batch[0])
+    inputs["scenario_features"] = tf.zeros_like(inputs["scenario_features"])
+    before, after = model(batch[0]), model(inputs)
+    assert not np.allclose(before["visits"], after["visits"])
+
+
+def check_untrained_rates_are_near(model, batch, label_means):
+    outputs = model(batch[0])
+    for mean, log_rate in zip(label_means, outputs.values(), strict=True):
+        np.testing.assert_allclose(np.exp(log_rate), mean, rtol=0.4)
