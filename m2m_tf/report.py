@@ -73,6 +73,7 @@ def write_report(
     ...     title="Demo",
     ...     summary={"test samples": 21043},
     ...     metrics=evaluate_forecasts(...),
+    ...     model="m2m",
     ...     figures=[("cells.png", "Errors by task and scenario.")],
     ... )
     """

@@ -160,3 +160,8 @@ def log_rates(
         name: outputs[:, index : index + 1]
         for index, name in enumerate(spec.task_names)
     }
+
+
+def make_regularizer(l2):
+    """α‖W‖² of eq. 19, or None for α = 0."""
+    return keras.regularizers.L2(l2) if l2 else None

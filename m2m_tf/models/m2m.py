@@ -54,8 +54,8 @@ def m2m(
     """
     # --- Inputs ---
     inputs = backbone.model_inputs(spec)
-    l2_other = keras.regularizers.L2(l2) if l2 else None
-    l2_meta = keras.regularizers.L2(meta_l2) if meta_l2 else None
+    l2_other = backbone.make_regularizer(l2)
+    l2_meta = backbone.make_regularizer(meta_l2)
 
     # --- Backbone (eq. 2-8) ---
     attributes = backbone.attribute_vector(

@@ -1,7 +1,5 @@
 """What the rivals of M2M have in common: all but how tasks share."""
 
-import keras
-
 from m2m_tf import layers
 from m2m_tf.data import schema
 from m2m_tf.models import backbone
@@ -39,7 +37,7 @@ def multi_task_model(
         **backbone_options: Arguments of `backbone.feature_vector`.
     """
     inputs = backbone.model_inputs(spec)
-    regularizer = make_regularizer(l2)
+    regularizer = backbone.make_regularizer(l2)
     features = features_with_attributes(
         inputs, spec, regularizer, **backbone_options
     )
@@ -83,6 +81,29 @@ def features_with_attributes(
     )
 
 
-def make_regularizer(l2):
-    """α‖W‖² of eq. 19, or None for α = 0."""
-    return keras.regularizers.L2(l2) if l2 else None
+def gated_experts(spec, num_experts, num_own_experts, view_dim):
+    """`represent` of MMoE and CGC: expert views under a gate of each task.
+
+    Args:
+        spec: Sizes of the inputs.
+        num_experts: Experts that all tasks share.
+        num_own_experts: Experts that each task has to itself, beside them.
+        view_dim: Width of an expert view.
+    """
+    num_tasks = len(spec.task_names)
+
+    def represent(features, regularizer):
+        expert_views = layers.ExpertViews(
+            num_experts + num_tasks * num_own_experts,
+            view_dim,
+            kernel_regularizer=regularizer,
+            name="expert_views",
+        )(features)
+        return layers.GatedExperts(
+            num_tasks,
+            num_own_experts,
+            kernel_regularizer=regularizer,
+            name="gates",
+        )(features, expert_views)
+
+    return represent

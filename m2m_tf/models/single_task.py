@@ -5,10 +5,7 @@ import keras
 from m2m_tf.data import schema
 from m2m_tf.models import backbone
 from m2m_tf.models.forecast_model import ForecastModel
-from m2m_tf.models.multi_task import (
-    features_with_attributes,
-    make_regularizer,
-)
+from m2m_tf.models.multi_task import features_with_attributes
 
 
 def single_task(
@@ -29,7 +26,8 @@ def single_task(
 
     Arguments are those of `ModelSettings`, and `label_means` as in `m2m`.
     """
-    inputs, regularizer = backbone.model_inputs(spec), make_regularizer(l2)
+    inputs = backbone.model_inputs(spec)
+    regularizer = backbone.make_regularizer(l2)
     towers = []
     for name in spec.task_names:
         hidden = features_with_attributes(

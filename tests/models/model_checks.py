@@ -1,9 +1,25 @@
 """Checks that every builder's model has to pass."""
 
+import dataclasses
+
+import keras
 import numpy as np
 import tensorflow as tf
+from tables import SMALL_MODEL
 
 from m2m_tf.losses import joint_poisson
+from m2m_tf.models import build_model
+
+
+def build(data, **changes):
+    """A small model without dropout, the same at each call."""
+    keras.utils.set_random_seed(3)
+    settings = dataclasses.replace(SMALL_MODEL, dropout=0.0, **changes)
+    return build_model(
+        data.preprocessor.model_inputs,
+        settings,
+        data.preprocessor.statistics.label_means,
+    )
 
 
 def check_gradient_reaches_every_weight(model, batch):

@@ -1,34 +1,17 @@
-import dataclasses
-
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from tables import SMALL_MODEL
 
 from m2m_tf.losses import joint_poisson
-from m2m_tf.models import build_model, expert_attention
+from m2m_tf.models import expert_attention
 
 from .model_checks import (
+    build,
     check_gradient_reaches_every_weight,
     check_scenario_changes_the_forecast,
     check_untrained_rates_are_near,
 )
-
-
-def build(data, **changes):
-    keras.utils.set_random_seed(3)
-    settings = dataclasses.replace(SMALL_MODEL, dropout=0.0, **changes)
-    return build_model(
-        data.preprocessor.model_inputs,
-        settings,
-        data.preprocessor.statistics.label_means,
-    )
-
-
-@pytest.fixture(scope="module")
-def batch(clinic_data):
-    return next(iter(clinic_data.validation(16)))
 
 
 def head(inputs, rows):

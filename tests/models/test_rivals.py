@@ -1,15 +1,14 @@
-import dataclasses
 import re
 
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
-from tables import SMALL_MODEL
 
-from m2m_tf.models import BUILDERS, build_model
+from m2m_tf.models import BUILDERS
 
 from .model_checks import (
+    build,
     check_gradient_reaches_every_weight,
     check_scenario_changes_the_forecast,
     check_untrained_rates_are_near,
@@ -18,32 +17,15 @@ from .model_checks import (
 RIVALS = sorted(set(BUILDERS) - {"m2m"})
 
 
-def build(data, name, **changes):
-    keras.utils.set_random_seed(3)
-    settings = dataclasses.replace(
-        SMALL_MODEL, name=name, dropout=0.0, **changes
-    )
-    return build_model(
-        data.preprocessor.model_inputs,
-        settings,
-        data.preprocessor.statistics.label_means,
-    )
-
-
-@pytest.fixture(scope="module")
-def batch(clinic_data):
-    return next(iter(clinic_data.validation(16)))
-
-
 @pytest.mark.parametrize("name", RIVALS)
 def test_gradient_reaches_every_weight(clinic_data, batch, name):
-    model = build(clinic_data, name)
+    model = build(clinic_data, name=name)
     check_gradient_reaches_every_weight(model, batch)
 
 
 @pytest.mark.parametrize("name", RIVALS)
 def test_saves_and_loads_exactly(clinic_data, batch, name, tmp_path):
-    model = build(clinic_data, name)
+    model = build(clinic_data, name=name)
     assert list(model(batch[0])) == ["visits", "fees", "open"]
     model.save(tmp_path / "model.keras")
     loaded = keras.saving.load_model(tmp_path / "model.keras")
@@ -53,7 +35,7 @@ def test_saves_and_loads_exactly(clinic_data, batch, name, tmp_path):
 
 @pytest.mark.parametrize("name", RIVALS)
 def test_scenario_changes_the_forecast(clinic_data, batch, name):
-    check_scenario_changes_the_forecast(build(clinic_data, name), batch)
+    check_scenario_changes_the_forecast(build(clinic_data, name=name), batch)
 
 
 def backbone_weights(model):
@@ -71,13 +53,13 @@ def backbone_weights(model):
 
 @pytest.mark.parametrize("name", sorted(set(RIVALS) - {"single_task"}))
 def test_inputs_backbone_and_heads_are_those_of_m2m(clinic_data, name):
-    ours = build(clinic_data, "m2m", context_in_backbone=True)
-    theirs = build(clinic_data, name)
+    ours = build(clinic_data, context_in_backbone=True)
+    theirs = build(clinic_data, name=name)
     assert backbone_weights(ours) == backbone_weights(theirs)
 
 
 def test_tasks_of_single_task_share_nothing(clinic_data, batch):
-    model = build(clinic_data, "single_task")
+    model = build(clinic_data, name="single_task")
     inputs, labels = batch
     with tf.GradientTape() as tape:
         loss = tf.reduce_sum(model(inputs)["visits"])
@@ -96,7 +78,7 @@ def test_tasks_of_single_task_share_nothing(clinic_data, batch):
 @pytest.mark.parametrize("name", RIVALS)
 def test_untrained_rates_are_near_the_mean_labels(clinic_data, batch, name):
     check_untrained_rates_are_near(
-        build(clinic_data, name, history_offset=False),
+        build(clinic_data, name=name, history_offset=False),
         batch,
         clinic_data.preprocessor.statistics.label_means,
     )
