@@ -21,6 +21,7 @@ from pydantic.dataclasses import dataclass
 
 _STRICT = ConfigDict(extra="forbid")
 _Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
+_RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
 _Count = Annotated[int, Field(ge=1)]
 _Share = Annotated[float, Field(gt=0, lt=1)]
 _NonNegative = Annotated[float, Field(ge=0)]
@@ -239,6 +240,9 @@ class ModelSettings:
             weights, to each log rate (beyond the paper).
         context_in_backbone: Feeds scenario and profile attributes to the
             experts as well as to the meta units (beyond the paper).
+        likelihood: `"poisson"`: the model gives means (eq. 20). `"hurdle"`:
+            beside them a distribution with its own share of zeros and tail,
+            from which medians and intervals come (beyond the paper).
         dropout: Share of the expert input dropped in training.
         meta_l2: α for the generators' weights W_1 (eq. 19).
         l2: α for the other kernels W_2 (eq. 19).
@@ -260,6 +264,7 @@ class ModelSettings:
     meta_tower: bool = True
     history_offset: bool = False
     context_in_backbone: bool = False
+    likelihood: Literal["poisson", "hurdle"] = "poisson"
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
     meta_l2: _NonNegative = 1e-6
     l2: _NonNegative = 1e-6
@@ -348,7 +353,7 @@ class RunConfig:
         evaluation: Evaluation settings.
     """
 
-    name: Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+    name: _RunName
     data: SourceSettings | pathlib.Path
     model: ModelSettings = ModelSettings()
     training: TrainingSettings = TrainingSettings()
@@ -362,17 +367,154 @@ class RunConfig:
             ConfigError: If the file is absent or not a valid config.
         """
         path = pathlib.Path(path)
-        values = read_yaml(path)
-        for key, presets in (
-            ("model", MODEL_PRESETS),
-            ("training", TRAINING_PRESETS),
-        ):
-            values[key] = _with_preset(
-                values.get(key, {}), presets, f"{path}: {key}"
-            )
-        if isinstance(values.get("data"), str):
-            values["data"] = str((path.parent / values["data"]).resolve())
+        values = _read_with_presets(path)
+        if "data" in values:
+            values["data"] = _from_folder(path, values["data"])
         return parse(cls, values, source=str(path))
+
+
+NETWORKS = {
+    name: {"name": name}
+    for name in (
+        "m2m",
+        "single_task",
+        "shared_bottom",
+        "cross_stitch",
+        "mmoe",
+        "mran",
+        "cgc",
+    )
+}
+# The paper's ablations (section 5.3.1).
+ABLATIONS = {
+    "m2m_without_meta_tower": {"name": "m2m", "meta_tower": False},
+    "m2m_without_meta_attention": {"name": "m2m", "meta_attention": False},
+    "m2m_without_transformer": {"name": "m2m", "use_transformer": False},
+}
+# Which scenarios LightGBM's trees are fitted on.
+TREES = {
+    "lightgbm": {"per_scenario": False},
+    "lightgbm_per_scenario": {"per_scenario": True},
+}
+
+
+@dataclass(frozen=True, config=_STRICT)
+class StudyConfig:
+    """A comparison: every model × seed on every dataset, `m2m-tf compare`.
+
+    Args:
+        name: The results are `<results>/<name>.md` and `<results>/<name>/`.
+        data: Dataset label → spec path (relative to the config file) or a
+            source.
+        model: Settings that all networks share.
+        training: The same of training.
+        models: Which of `NETWORKS`, `ABLATIONS` and `TREES` take part. Naive
+            forecasts, and the true rates of simulated data, always do.
+        seeds: Seeds of the runs that are scored on the test split.
+        search: Changes of `model` and `training`, each tried once by every
+            network on the first dataset with the first seed; its best by
+            Poisson deviance of the validation split is used for all its runs.
+        tree_search: The same for LightGBM's parameters.
+        sweeps: Name of a model setting, or `lookback` → values that M2M is
+            trained with by `--sweep`.
+    """
+
+    name: _RunName
+    data: Annotated[
+        dict[_RunName, SourceSettings | pathlib.Path], Field(min_length=1)
+    ]
+    model: ModelSettings = ModelSettings()
+    training: TrainingSettings = TrainingSettings()
+    models: Annotated[tuple[str, ...], Field(min_length=1)] = (
+        *NETWORKS,
+        *ABLATIONS,
+        *TREES,
+    )
+    seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0, 1, 2, 3, 4)
+    search: tuple[dict, ...] = ()
+    tree_search: tuple[dict, ...] = ()
+    sweeps: dict[str, tuple[int, ...]] = Field(default_factory=dict)
+
+    def __post_init__(self):
+        known = [*NETWORKS, *ABLATIONS, *TREES]
+        unknown = [name for name in self.models if name not in known]
+        if unknown:
+            raise ValueError(
+                f"`models` must be some of {known}. Received: {unknown}."
+            )
+        _require_unique("models", self.models)
+        _require_unique("seeds", self.seeds)
+        fields = {field.name for field in dataclasses.fields(ModelSettings)}
+        for name in self.sweeps:
+            if name not in fields | {"lookback"}:
+                raise ValueError(
+                    "`sweeps` must name model settings, or lookback. "
+                    f"Received: {name!r}."
+                )
+        for changes in self.search:
+            self.changed(changes)
+
+    def changed(self, changes: dict) -> tuple[ModelSettings, TrainingSettings]:
+        """Model and training settings with some of them replaced.
+
+        Args:
+            changes: `{"model": {...}, "training": {...}}`, both optional.
+
+        Raises:
+            ConfigError: If a changed setting does not exist or is wrong.
+        """
+        unknown = sorted(set(changes) - {"model", "training"})
+        if unknown:
+            raise ConfigError(
+                "`search` holds changes of `model` and `training`. Received: "
+                f"{unknown}."
+            )
+        return tuple(
+            parse(
+                type(settings),
+                to_values(settings) | changes.get(key, {}),
+                f"search: {key}",
+            )
+            for key, settings in (
+                ("model", self.model),
+                ("training", self.training),
+            )
+        )
+
+    @classmethod
+    def load(cls, path: str | os.PathLike) -> "StudyConfig":
+        """Reads a study config; presets as in `RunConfig.load`.
+
+        Raises:
+            ConfigError: If the file is absent or not a valid config.
+        """
+        path = pathlib.Path(path)
+        values = _read_with_presets(path)
+        if isinstance(values.get("data"), dict):
+            values["data"] = {
+                label: _from_folder(path, data)
+                for label, data in values["data"].items()
+            }
+        return parse(cls, values, source=str(path))
+
+
+def _read_with_presets(path):
+    values = read_yaml(path)
+    for key, presets in (
+        ("model", MODEL_PRESETS),
+        ("training", TRAINING_PRESETS),
+    ):
+        values[key] = _with_preset(
+            values.get(key, {}), presets, f"{path}: {key}"
+        )
+    return values
+
+
+def _from_folder(path, data):
+    """A spec's path is relative to the file that names it."""
+    if isinstance(data, str):
+        return str((path.parent / data).resolve())
+    return data
 
 
 def read_yaml(path: str | os.PathLike) -> dict:

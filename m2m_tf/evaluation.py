@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from m2m_tf.forecast import LOWER, UPPER
 from m2m_tf.metrics import score_cells
 
 METRIC_NAMES = ("nmae", "smape", "poisson_deviance")
@@ -91,6 +92,72 @@ def evaluate_forecasts(
             ],
         }
     return result
+
+
+def evaluate_intervals(
+    y_true,
+    intervals: Mapping[str, np.ndarray],
+    scenario,
+    task_names: Sequence[str],
+    scenario_names: Sequence[str],
+) -> dict:
+    """How often labels lie within the 80 % interval, per cell and overall.
+
+    An interval of whole numbers holds more than its level: if 85 % of the
+    labels are surely 0, no interval covers 80 % of them. So two shares are
+    told. `closed` counts labels from `lower` to `upper`, both included.
+    `coverage` counts a label on an edge by the part of its probability that
+    lies between the levels 0.1 and 0.9, so that a right distribution scores
+    0.8 in any cell (the non-randomised PIT of Czado, Gneiting and Held,
+    Biometrics 2009).
+
+    Args:
+        y_true: Labels `[N, T]`.
+        intervals: `lower`, `upper`, `below` and `up_to`, each `[N, T]`, see
+            `evaluation_run.SplitForecasts`.
+        scenario: Index of each row's scenario, int `[N]`.
+        task_names: Names of the T tasks.
+        scenario_names: Names of the scenarios.
+
+    Returns:
+        Dict of `level`, `coverage` and `closed` (unweighted means over
+        cells) and `cells`.
+    """
+    y_true, scenario = np.asarray(y_true), np.asarray(scenario)
+    below = np.asarray(intervals["below"], "float64")
+    up_to = np.asarray(intervals["up_to"], "float64")
+    width = up_to - below
+    share = np.clip(up_to, LOWER, UPPER) - np.clip(below, LOWER, UPPER)
+    inside = (below >= LOWER) & (below <= UPPER)
+    # A label without probability of its own is inside or outside.
+    covered = np.where(width > 1e-6, share / np.maximum(width, 1e-6), inside)
+    closed = (y_true >= intervals["lower"]) & (y_true <= intervals["upper"])
+    cells = []
+    for (task, index), facts in _label_cells(
+        y_true, scenario, task_names, scenario_names
+    ).items():
+        rows = scenario == index
+        cells.append(
+            facts
+            | {
+                "coverage": float(covered[rows, task].mean()),
+                "closed": float(closed[rows, task].mean()),
+            }
+        )
+    return {
+        "level": UPPER - LOWER,
+        "coverage": float(np.mean([cell["coverage"] for cell in cells])),
+        "closed": float(np.mean([cell["closed"] for cell in cells])),
+        "cells": cells,
+    }
+
+
+def format_interval(result: Mapping) -> str:
+    """One line of `evaluate_intervals`' result, for a terminal."""
+    return (
+        f"{result['level']:.0%} interval: {result['coverage']:.1%} of labels "
+        f"inside, {result['closed']:.1%} with those on its edges"
+    )
 
 
 def format_table(result: Mapping[str, dict], cells_of: str | None = None):

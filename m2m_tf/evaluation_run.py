@@ -14,15 +14,20 @@ from m2m_tf.baselines import naive_forecasts
 from m2m_tf.data import schema, windows
 from m2m_tf.data.dataset import ForecastData
 from m2m_tf.evaluation import MEDIAN_SUFFIX
-from m2m_tf.forecast import poisson_median
+from m2m_tf.forecast import (
+    has_shape,
+    hurdle_cdf,
+    poisson_median,
+    task_forecasts,
+)
 from m2m_tf.models import ForecastModel, expert_attention
 
 _BATCH = 1024
 
 
 @dataclasses.dataclass(frozen=True)
-class TestForecasts:
-    """Everything said of the test samples; N samples, T tasks.
+class SplitForecasts:
+    """Everything said of the samples of a split; N samples, T tasks.
 
     Args:
         entity: Entity ids `[N]`.
@@ -30,17 +35,19 @@ class TestForecasts:
         cutoff: Days since 1970-01-01 `[N]`.
         y_true: Labels `[N, T]`.
         forecasts: Forecast name → `[N, T]`.
+        intervals: None for a model that only gives means, else a dict of
+            `[N, T]`: `lower` and `upper` of the 80 % interval, and the levels
+            of the label, `below` = P(Y < y) and `up_to` = P(Y ≤ y).
         attention: Mean expert attention `[T, S, k]`, NaN without samples; None
             for a model that has none.
     """
-
-    __test__ = False  # Not a test, whatever pytest thinks of the name.
 
     entity: np.ndarray
     scenario: np.ndarray
     cutoff: np.ndarray
     y_true: np.ndarray
     forecasts: dict[str, np.ndarray]
+    intervals: dict[str, np.ndarray] | None
     attention: np.ndarray | None
 
 
@@ -54,79 +61,125 @@ class _Batches:
         return self._dataset.as_numpy_iterator()
 
 
-def forecast_test(
-    data: ForecastData, model: ForecastModel, with_lightgbm: bool = False
-) -> TestForecasts:
-    """Forecasts every test sample with the model and what it is held against.
+def forecast_split(
+    data: ForecastData, model: ForecastModel, split: str = "test"
+) -> SplitForecasts:
+    """Forecasts every sample of a split with the model and naively.
 
-    Args:
-        data: Prepared data.
-        model: A trained model.
-        with_lightgbm: Whether LightGBM is fitted and scored as well.
+    The model's forecasts are called `<model.name>` (means) and
+    `<model.name>_median`: of the model's own distribution with the hurdle
+    likelihood, else of a Poisson distribution with the forecast mean.
     """
     spec = data.spec
     num_scenarios = len(data.preprocessor.scenario_names)
     attention_model = expert_attention(model)
-    attention, counts = 0.0, np.zeros(num_scenarios)
-
-    @tf.function
-    def step(raw):
-        inputs = data.preprocessor(raw)
-        log_rates = model(inputs, training=False)
-        rates = [tf.exp(log_rates[name])[:, 0] for name in spec.task_names]
-        outputs = {
-            "rates": tf.stack(rates, axis=1),
-            "scenario": inputs[schema.SCENARIO_FEATURES][:, 0],
-        }
-        if attention_model is not None:
-            outputs["attention"] = attention_model(inputs, training=False)
-        return outputs
-
+    step = _make_step(data, model, attention_model)
     names = list(schema.raw_features(spec))
-    columns = {"entity": [], "scenario": [], "cutoff": [], "y_true": []}
-    forecasts = {}
-    binary = np.array([task.kind == "binary" for task in spec.tasks])
+    parts, naive = [], []
+    attention, counts = 0.0, np.zeros(num_scenarios)
     batches = tqdm(
-        _Batches(data, "test"),
-        total=-(-data.num_samples("test") // _BATCH),
-        desc="test forecasts",
+        _Batches(data, split),
+        total=-(-data.num_samples(split) // _BATCH),
+        desc=f"{split} forecasts",
         unit=" batches",
         mininterval=2,
     )
     for raw in batches:
-        outputs = step({name: raw[name] for name in names})
-        rates, scenario = outputs["rates"].numpy(), outputs["scenario"].numpy()
-        mean = np.where(binary, np.minimum(rates, 1.0), rates)
-        median = np.where(binary, mean > 0.5, poisson_median(rates))
-        parts = {model.name: mean, model.name + MEDIAN_SUFFIX: median}
-        for name, values in (parts | naive_forecasts(spec, raw)).items():
-            forecasts.setdefault(name, []).append(values)
-        one_hot = np.eye(num_scenarios)[scenario]
+        outputs = step({name: raw[name] for name in names}, raw[windows.LABELS])
+        outputs = {name: x.numpy() for name, x in outputs.items()}
+        one_hot = np.eye(num_scenarios)[outputs["scenario"]]
         if attention_model is not None:
             attention += np.einsum(
-                "bs,btk->tsk", one_hot, outputs["attention"].numpy()
+                "bs,btk->tsk", one_hot, outputs.pop("attention")
             )
         counts += one_hot.sum(0)
-        columns["entity"].append(raw[schema.ENTITY].astype(str))
-        columns["scenario"].append(scenario)
-        columns["cutoff"].append(raw[schema.CUTOFF])
-        columns["y_true"].append(raw[windows.LABELS])
-    forecasts = {name: np.concatenate(x) for name, x in forecasts.items()}
-    if with_lightgbm:
-        from m2m_tf.baselines import lightgbm
-
-        forecasts |= lightgbm.forecast(
-            spec,
-            *(_Batches(data, split) for split in windows.SPLIT_NAMES),
-            num_threads=os.cpu_count() or 1,
-        )
+        outputs["entity"] = raw[schema.ENTITY].astype(str)
+        outputs["cutoff"] = raw[schema.CUTOFF]
+        outputs["y_true"] = raw[windows.LABELS]
+        parts.append(outputs)
+        naive.append(naive_forecasts(spec, raw))
+    joined = _joined(parts)
     if attention_model is None:
         attention = None
     else:
         with np.errstate(invalid="ignore"):
             attention = attention / counts[None, :, None]
-    joined = {name: np.concatenate(parts) for name, parts in columns.items()}
-    return TestForecasts(**joined, forecasts=forecasts, attention=attention)
+    mean = joined.pop("mean")
+    if "median" in joined:
+        median = joined.pop("median")
+        intervals = {
+            name: joined.pop(name)
+            for name in ("lower", "upper", "below", "up_to")
+        }
+    else:
+        binary = np.array([task.kind == "binary" for task in spec.tasks])
+        median = np.where(binary, mean > 0.5, poisson_median(mean))
+        intervals = None
+    forecasts = {model.name: mean, model.name + MEDIAN_SUFFIX: median}
+    return SplitForecasts(
+        **joined,
+        forecasts=forecasts | _joined(naive),
+        intervals=intervals,
+        attention=attention,
+    )
+
+
+def lightgbm_forecasts(
+    data: ForecastData, split: str = "test", seed: int = 0, **options
+) -> dict[str, np.ndarray]:
+    """Fits LightGBM on the training split and forecasts another one.
+
+    `options` are further arguments of `baselines.lightgbm.forecast`.
+
+    Returns:
+        Dict of `[N, T]`, see `baselines.lightgbm.forecast`.
+    """
+    from m2m_tf.baselines import lightgbm
+
+    return lightgbm.forecast(
+        data.spec,
+        *(_Batches(data, name) for name in ("train", "validation", split)),
+        seed=seed,
+        num_threads=os.cpu_count() or 1,
+        **options,
+    )
+
+
+def _make_step(data, model, attention_model):
+    """Function of raw features and labels, giving NumPy-ready tensors."""
+    spec = data.spec
+    tasks = list(
+        zip(spec.tasks, data.preprocessor.statistics.whole_labels, strict=True)
+    )
+
+    @tf.function
+    def step(raw, labels):
+        inputs = data.preprocessor(raw)
+        outputs = model(inputs, training=False)
+        columns = {}
+        for index, (task, whole) in enumerate(tasks):
+            output = outputs[task.name]
+            told = task_forecasts(output, task, whole)
+            if has_shape(output):
+                levels = hurdle_cdf(output, labels[:, index], whole)
+                for name, level in zip(("below", "up_to"), levels, strict=True):
+                    told[name] = level[:, None]
+            for name, values in told.items():
+                columns.setdefault(name, []).append(values)
+        result = {name: tf.concat(x, axis=1) for name, x in columns.items()}
+        result["scenario"] = inputs[schema.SCENARIO_FEATURES][:, 0]
+        if attention_model is not None:
+            result["attention"] = attention_model(inputs, training=False)
+        return result
+
+    return step
+
+
+def _joined(parts):
+    return {
+        name: np.concatenate([part[name] for part in parts])
+        for name in parts[0]
+    }
 
 
 def evaluate_run(
@@ -152,11 +205,14 @@ def evaluate_run(
 
     Returns:
         What metrics.json holds: `overall` and `cells` of the model's mean
-        forecast, and `forecasts` with the same of every forecast.
+        forecast, `forecasts` with the same of every forecast, and
+        `interval` with the coverage of the 80 % interval, if there is one.
     """
     folder = pathlib.Path(folder)
     scenario_names = data.preprocessor.scenario_names
-    test = forecast_test(data, model, with_lightgbm)
+    test = forecast_split(data, model)
+    if with_lightgbm:
+        test.forecasts.update(lightgbm_forecasts(data))
     scores = evaluation.evaluate_forecasts(
         test.y_true,
         test.forecasts,
@@ -173,6 +229,15 @@ def evaluate_run(
         "forecasts": scores,
     }
     print(evaluation.format_table(scores, cells_of=model.name))
+    if test.intervals is not None:
+        metrics["interval"] = evaluation.evaluate_intervals(
+            test.y_true,
+            test.intervals,
+            test.scenario,
+            data.spec.task_names,
+            scenario_names,
+        )
+        print(evaluation.format_interval(metrics["interval"]))
     with files.replacing(folder / "test_forecasts.parquet") as path:
         _forecast_table(data, test).write_parquet(path)
     figures = _write_plots(
@@ -194,6 +259,8 @@ def _forecast_table(data, test):
         columns[f"{task}_actual"] = test.y_true[:, index]
         for name, values in test.forecasts.items():
             columns[f"{task}_{name}"] = values[:, index].astype("float32")
+        for name in ("lower", "upper") if test.intervals else ():
+            columns[f"{task}_{name}"] = test.intervals[name][:, index]
     return pl.DataFrame(columns)
 
 

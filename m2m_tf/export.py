@@ -11,6 +11,7 @@ from m2m_tf import files
 from m2m_tf.config import DatasetSpec
 from m2m_tf.data import schema
 from m2m_tf.features import Preprocessor
+from m2m_tf.forecast import LOWER, MEDIAN, UPPER, has_shape, task_forecasts
 from m2m_tf.models import ForecastModel
 
 CONTRACT_FILE = "assets.extra/m2m_contract.json"
@@ -23,7 +24,9 @@ def export_model(
 ) -> pathlib.Path:
     """Writes the next version of a servable model, whole or not at all.
 
-    Signatures, both giving `{task: mean forecast, float32 [batch, 1]}`:
+    Signatures, both giving `{task: mean forecast, float32 [batch, 1]}` and,
+    from a model with the hurdle likelihood, `<task>_median`, `<task>_lower`
+    and `<task>_upper` (the median and the bounds of the 80 % interval):
 
     - `predict`: the named tensors of `schema.raw_features`.
     - `serving_default`: `examples`, serialized `tf.Example`s of the same.
@@ -41,18 +44,17 @@ def export_model(
     folder = pathlib.Path(folder)
     spec = preprocessor.spec
     tensors = schema.raw_features(spec)
-    binary = {task.name for task in spec.tasks if task.kind == "binary"}
 
     def forecast(raw):
-        log_rates = model(preprocessor(raw), training=False)
-        rates = {
-            name: tf.exp(tf.cast(log_rate, tf.float32))
-            for name, log_rate in log_rates.items()
-        }
-        return {
-            name: tf.minimum(rate, 1.0) if name in binary else rate
-            for name, rate in rates.items()
-        }
+        outputs = model(preprocessor(raw), training=False)
+        forecasts = {}
+        for task, whole in zip(
+            spec.tasks, preprocessor.statistics.whole_labels, strict=True
+        ):
+            parts = task_forecasts(outputs[task.name], task, whole)
+            for part, values in parts.items():
+                forecasts[output_name(task.name, part)] = values
+        return forecasts
 
     def parse_and_forecast(examples):
         return forecast(tf.io.parse_example(examples, _parsing(tensors)))
@@ -83,10 +85,16 @@ def export_model(
         contract = temporary / CONTRACT_FILE
         contract.parent.mkdir(exist_ok=True)
         values = make_contract(spec) | {
-            "vocabularies": preprocessor.statistics.vocabularies
+            "vocabularies": preprocessor.statistics.vocabularies,
+            "outputs": _describe_outputs(model, spec),
         }
         contract.write_text(json.dumps(values, indent=2))
     return version
+
+
+def output_name(task_name: str, part: str) -> str:
+    """Name of a signature's output; a task's mean bears the task's name."""
+    return task_name if part == "mean" else f"{task_name}_{part}"
 
 
 def make_contract(spec: DatasetSpec) -> dict:
@@ -107,6 +115,21 @@ def make_contract(spec: DatasetSpec) -> dict:
             schema.PERFORMANCE_SEQUENCE: list(schema.performance_names(spec)),
             schema.KNOWN_FUTURE: list(spec.known_future),
         },
+    }
+
+
+def _describe_outputs(model, spec):
+    parts = {"mean": "mean"}
+    if has_shape(model.output[spec.task_names[0]]):
+        parts |= {
+            "median": f"quantile {MEDIAN}",
+            "lower": f"quantile {LOWER}",
+            "upper": f"quantile {UPPER}",
+        }
+    return {
+        output_name(task, part): f"{text} of {task} over the horizon"
+        for task in spec.task_names
+        for part, text in parts.items()
     }
 
 

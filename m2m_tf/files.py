@@ -43,3 +43,12 @@ def write_json(path: str | os.PathLike, values) -> None:
 def read_json(path: str | os.PathLike):
     """Reads a JSON file."""
     return json.loads(pathlib.Path(path).read_text(encoding="utf-8"))
+
+
+def write_compact_json(path: str | os.PathLike, values) -> None:
+    """Writes a JSON file of many numbers, a line for each top-level key."""
+    lines = [
+        f"{json.dumps(key)}: {json.dumps(value, separators=(',', ':'))}"
+        for key, value in values.items()
+    ]
+    write_text(path, "{\n" + ",\n".join(lines) + "\n}\n")

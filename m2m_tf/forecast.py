@@ -1,7 +1,11 @@
-"""Point forecasts made from predicted rates."""
+"""Means, medians and intervals from what a model puts out."""
 
 import numpy as np
+from keras import ops
 from scipy import stats
+
+# Levels of the quantiles that bound the 80 % interval, and the median's.
+LOWER, MEDIAN, UPPER = 0.1, 0.5, 0.9
 
 
 def poisson_median(rate):
@@ -33,3 +37,92 @@ def poisson_median(rate):
             f"{bad.sum()} other value(s), the first {rate[bad][0]}"
         )
     return stats.poisson.ppf(0.5, rate)
+
+
+def has_shape(output) -> bool:
+    """Whether a task's output describes a distribution beside its mean."""
+    return output.shape[-1] > 1
+
+
+def task_forecasts(output, task, whole) -> dict:
+    """What is told of one task: its mean, and median and interval if it can.
+
+    The one place where a model's output becomes forecasts, for evaluation and
+    for the exported model alike.
+
+    Args:
+        output: The model's output of the task, `[batch, 1]` or `[batch, 4]`.
+        task: The `config.Task`; forecasts of binary ones are at most 1.
+        whole: Whether its labels are whole numbers.
+
+    Returns:
+        Dict of float32 tensors `[batch, 1]`: `"mean"` and, from a model with
+        the hurdle likelihood, `"median"`, `"lower"` and `"upper"`: the
+        quantiles at `MEDIAN`, `LOWER` and `UPPER`.
+    """
+    rate = ops.exp(ops.cast(output[:, :1], "float32"))
+    forecasts = {"mean": rate}
+    if has_shape(output):
+        for name, level in (
+            ("median", MEDIAN),
+            ("lower", LOWER),
+            ("upper", UPPER),
+        ):
+            forecasts[name] = hurdle_quantile(output, level, whole)[:, None]
+    if task.kind == "binary":
+        forecasts = {k: ops.minimum(x, 1.0) for k, x in forecasts.items()}
+    return forecasts
+
+
+def hurdle_quantile(parameters, level, whole):
+    """The least value v with P(Y ≤ v) ≥ level.
+
+    Args:
+        parameters: Tensor `[..., 4]`, see `layers.HurdleHeads`.
+        level: Number in (0, 1), or a tensor `[...]` of them.
+        whole: Whether labels are whole numbers; quantiles then are, too.
+
+    Returns:
+        Float32 tensor `[...]`, not negative.
+    """
+    _, zero_logit, location, log_scale = _parts(parameters)
+    above = (level - ops.sigmoid(zero_logit)) * (1 + ops.exp(zero_logit))
+    share = ops.clip(above, 1e-6, 1 - 1e-6)
+    logit = ops.log(share) - ops.log1p(-share)
+    value = ops.exp(location + ops.exp(log_scale) * logit)
+    if whole:
+        value = ops.maximum(ops.ceil(value - 0.5), 1.0)
+    return ops.where(above > 0, value, 0.0)
+
+
+def hurdle_cdf(parameters, y, whole):
+    """P(Y < y) and P(Y ≤ y), between which the label's level lies.
+
+    Args:
+        parameters: Tensor `[..., 4]`, see `layers.HurdleHeads`.
+        y: Values, not negative, `[...]`.
+        whole: Whether labels are whole numbers.
+
+    Returns:
+        Tuple of two float32 tensors `[...]`. They are the same for a positive
+        amount and differ at 0 and for counts.
+    """
+    _, zero_logit, location, log_scale = _parts(parameters)
+    zeros = ops.sigmoid(zero_logit)
+    y = ops.cast(ops.convert_to_tensor(y), "float32")
+
+    def up_to(value):
+        z = (ops.log(ops.maximum(value, 1e-6)) - location) * ops.exp(-log_scale)
+        return zeros + (1 - zeros) * ops.sigmoid(z)
+
+    half = 0.5 if whole else 0.0
+    below, at = up_to(y - half), up_to(y + half)
+    if whole:
+        below = ops.where(y < 1.5, zeros, below)
+    is_zero = y <= 0
+    return ops.where(is_zero, 0.0, below), ops.where(is_zero, zeros, at)
+
+
+def _parts(parameters):
+    parameters = ops.cast(ops.convert_to_tensor(parameters), "float32")
+    return [parameters[..., index] for index in range(4)]

@@ -1,7 +1,10 @@
-"""Poisson loss of log rates."""
+"""Losses of log rates and of whole predictive distributions."""
 
 import keras
 from keras import ops
+
+# Stands for the lower end of an interval that reaches below 0.
+_SMALLEST = 1e-6
 
 
 @keras.saving.register_keras_serializable("m2m_tf")
@@ -92,6 +95,85 @@ def _match_rank(y_true, log_rate):
     )
 
 
+@keras.saving.register_keras_serializable("m2m_tf")
+def hurdle_negative_log_likelihood(y_true, parameters):
+    """-log P(y) of a hurdle log-logistic distribution, in nats.
+
+    With G the logistic distribution function of (log y - location) / scale:
+
+        P(0) = π,   P(y) = (1 - π) (G(y + 1/2) - G(y - 1/2))  for y > 1
+
+    and G(y + 1/2) alone for 0 < y ≤ 1, so that the P of all counts add up
+    to 1.
+
+    A label stands for the interval of one unit round it. That is exact for
+    counts; for amounts it says that differences within a unit do not matter,
+    and it keeps the likelihood of repeated values below 1.
+
+    Args:
+        y_true: Labels, not negative, `[batch, 1]` or `[batch]`.
+        parameters: `[batch, 4]`: log mean (not used), logit π, location and
+            log scale, see `layers.HurdleHeads`.
+
+    Returns:
+        Float32 tensor `[batch]`.
+    """
+    parameters = ops.cast(ops.convert_to_tensor(parameters), "float32")
+    y_true = ops.reshape(
+        ops.cast(ops.convert_to_tensor(y_true), "float32"), [-1]
+    )
+    zero_logit, location, log_scale = (parameters[:, i] for i in (1, 2, 3))
+    is_zero = y_true <= 0
+    # Any positive number, where the label has no logarithm.
+    y = ops.where(is_zero, 1.0, y_true)
+    inverse = ops.exp(-log_scale)
+    above = (ops.log(y + 0.5) - location) * inverse
+    # All that lies below the first unit's middle is rounded up to it.
+    low = ops.where(y > 1.0, y - 0.5, _SMALLEST)
+    below = (ops.log(low) - location) * inverse
+    # log(σ(a) - σ(b)) = log σ(a) + log σ(-b) + log(1 - exp(b - a)).
+    positive = (
+        ops.log_sigmoid(above)
+        + ops.log_sigmoid(-below)
+        + ops.log(-ops.expm1(below - above))
+    )
+    return -ops.where(
+        is_zero,
+        ops.log_sigmoid(zero_logit),
+        ops.log_sigmoid(-zero_logit) + positive,
+    )
+
+
+@keras.saving.register_keras_serializable("m2m_tf")
+class HurdleLoss(keras.losses.Loss):
+    """Poisson loss of the mean and likelihood of the shape, of one task.
+
+        mean_i(poisson_log_rate + shape_weight · negative log likelihood)
+
+    Args:
+        shape_weight: Weight of the likelihood.
+        reduction: Keras reduction of the elements' losses.
+        name: Name of the loss.
+    """
+
+    def __init__(
+        self,
+        shape_weight=1.0,
+        reduction="sum_over_batch_size",
+        name="hurdle_loss",
+    ):
+        super().__init__(name=name, reduction=reduction, dtype="float32")
+        self.shape_weight = float(shape_weight)
+
+    def call(self, y_true, y_pred):
+        mean = poisson_log_rate(y_true, y_pred[:, :1])
+        shape = hurdle_negative_log_likelihood(y_true, y_pred)
+        return ops.reshape(mean, [-1]) + self.shape_weight * shape
+
+    def get_config(self):
+        return super().get_config() | {"shape_weight": self.shape_weight}
+
+
 def joint_poisson(task_names):
     """One `PoissonLogRate` per output, as `compile(loss=...)` takes it.
 
@@ -105,3 +187,17 @@ def joint_poisson(task_names):
         Dict of task name → `PoissonLogRate`.
     """
     return {name: PoissonLogRate() for name in task_names}
+
+
+def joint_hurdle(task_weights):
+    """One `HurdleLoss` per output, as `compile(loss=...)` takes it.
+
+    Poisson losses are in units of the label and weighted by λ_t; likelihoods
+    have none, so each enters the sum with weight 1, whatever its task's λ_t.
+
+    Args:
+        task_weights: Task name → λ_t, as given to `compile(loss_weights=)`.
+    """
+    return {
+        name: HurdleLoss(1.0 / weight) for name, weight in task_weights.items()
+    }

@@ -231,6 +231,82 @@ def plot_expert_attention(
     _save(figure, path)
 
 
+def plot_differences(
+    differences: Mapping[str, Mapping[str, tuple[float, float, float]]],
+    path: str | os.PathLike,
+) -> None:
+    """Differences of M2M to each rival with their intervals, by metric.
+
+    Args:
+        differences: Metric's title → rival → (difference, low, high).
+        path: PNG file to write.
+    """
+    rivals = list(next(iter(differences.values())))
+    figure, axes = _panels(
+        1, len(differences), width=3.6, height=0.32 * len(rivals) + 0.8
+    )
+    places = np.arange(len(rivals))[::-1]
+    for axis, (title, by_rival) in zip(
+        axes[0], differences.items(), strict=True
+    ):
+        value, low, high = np.array([by_rival[name] for name in rivals]).T
+        axis.axvline(0, color="#666666", linestyle="--")
+        axis.errorbar(
+            value,
+            places,
+            xerr=[value - low, high - value],
+            fmt="o",
+            color=_COLOURS[0],
+            capsize=3,
+        )
+        axis.set_yticks(places, rivals)
+        axis.set_title(title)
+        axis.set_xlabel("M2M − rival")
+        axis.grid(axis="x", color="#dddddd", linewidth=0.6)
+    for axis in axes[0, 1:]:
+        axis.tick_params(labelleft=False)
+    figure.suptitle("Left of the line M2M is better (95 % intervals)")
+    _save(figure, path)
+
+
+def plot_sweep(
+    values: Mapping[int, Sequence[float]], setting: str, path: str | os.PathLike
+) -> None:
+    """Overall NMAE of M2M by the value of a setting (figure 6 of the paper).
+
+    Args:
+        values: Setting's value → NMAE of each seed.
+        setting: Name of the setting.
+        path: PNG file to write.
+    """
+    figure, axes = _panels(1, 1, width=4.6, height=2.6)
+    axis = axes[0, 0]
+    places = np.arange(len(values))
+    for index, seeds in enumerate(values.values()):
+        axis.plot(
+            np.full(len(seeds), places[index]),
+            seeds,
+            marker="o",
+            linestyle="none",
+            color=_COLOURS[0],
+            alpha=0.5,
+            label="a seed" if index == 0 else None,
+        )
+    axis.plot(
+        places,
+        [np.mean(seeds) for seeds in values.values()],
+        color=_COLOURS[1],
+        marker="s",
+        label="mean",
+    )
+    axis.set_xticks(places, [str(value) for value in values])
+    axis.set_xlabel(setting)
+    axis.set_ylabel("NMAE, mean over the cells")
+    axis.grid(color="#dddddd", linewidth=0.6)
+    _legend_below(figure, axis, 2)
+    _save(figure, path)
+
+
 def _panels(rows, columns, width, height):
     """A figure with a grid of axes `[rows, columns]`; sizes in inches."""
     figure = Figure(

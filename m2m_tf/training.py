@@ -13,7 +13,7 @@ from tensorboard.plugins.hparams import api as hparams
 from m2m_tf import files
 from m2m_tf.config import ModelSettings, TrainingSettings, to_values
 from m2m_tf.data.dataset import ForecastData
-from m2m_tf.losses import joint_poisson
+from m2m_tf.losses import joint_hurdle, joint_poisson
 from m2m_tf.metrics import CellMetrics
 from m2m_tf.models import ForecastModel, build_model
 
@@ -55,15 +55,17 @@ def compile_model(
     settings: TrainingSettings,
     steps: int,
 ) -> None:
-    """Compiles with the joint Poisson loss and metrics per cell."""
+    """Compiles with the joint loss of the model's heads and cell metrics."""
     names = data.spec.task_names
+    weights = data.preprocessor.task_weights()
+    has_shape = model.output[names[0]].shape[-1] > 1
     model.cell_metrics = CellMetrics(
         names, len(data.preprocessor.scenario_names)
     )
     model.compile(
         optimizer=make_optimizer(settings, steps),
-        loss=joint_poisson(names),
-        loss_weights=data.preprocessor.task_weights(),
+        loss=joint_hurdle(weights) if has_shape else joint_poisson(names),
+        loss_weights=weights,
         jit_compile=settings.jit_compile,
     )
 

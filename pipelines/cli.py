@@ -91,6 +91,33 @@ def _parser():
 
     command = _command(
         commands,
+        "compare",
+        _compare,
+        "train and score rivals, ablations and seeds side by side",
+        "m2m-tf compare pipelines/configs/compare_simulator.yaml",
+    )
+    command.add_argument("config", type=pathlib.Path)
+    command.add_argument(
+        "--results",
+        type=pathlib.Path,
+        default=pathlib.Path("docs/results"),
+        help="folder of all results (default: docs/results)",
+    )
+    command.add_argument(
+        "--runs",
+        type=pathlib.Path,
+        default=pathlib.Path("runs"),
+        help="folder of tables and unfinished runs (default: runs)",
+    )
+    command.add_argument(
+        "--sweep",
+        metavar="SETTING",
+        help="train M2M with each value that the config's `sweeps` lists for "
+        "this setting, instead of the comparison",
+    )
+
+    command = _command(
+        commands,
         "predict",
         _predict,
         "forecast every entity in every scenario from tables",
@@ -162,6 +189,20 @@ def _redo(options):
         force=options.step,
     )
     print(f"results: {folder}")
+
+
+def _compare(options):
+    from m2m_tf.config import StudyConfig
+    from pipelines.compare import run_study
+
+    page = run_study(
+        StudyConfig.load(options.config),
+        options.results,
+        options.runs,
+        sweep=options.sweep,
+        command=f"m2m-tf compare {options.config}",
+    )
+    print(f"results: {page}")
 
 
 def _predict(options):

@@ -21,12 +21,15 @@ def check_extras(config) -> None:
 
 def make_tables(work) -> None:
     """Makes the tables of a built-in source."""
+    write_source_tables(work.config.data, work.folder / "tables")
+
+
+def write_source_tables(source, folder) -> None:
+    """Writes a source's tables to a folder, whole or not at all."""
     from m2m_tf.data.sources import complete_journey
 
-    with files.replacing(work.folder / "tables") as folder:
-        complete_journey.write_tables(
-            folder, bookings=work.config.data.bookings
-        )
+    with files.replacing(folder) as temporary:
+        complete_journey.write_tables(temporary, bookings=source.bookings)
 
 
 def make_records(work) -> None:

@@ -5,7 +5,7 @@ LightGBM is an extra (`pip install m2m_tf[lightgbm]`), imported here alone.
 
 import dataclasses
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 import numpy as np
 from tqdm import tqdm
@@ -13,10 +13,12 @@ from tqdm import tqdm
 from m2m_tf.baselines import naive
 from m2m_tf.baselines.tabular import fit_vocabularies, tabular_features
 from m2m_tf.config import DatasetSpec
-from m2m_tf.data import windows
+from m2m_tf.data import schema, windows
 
 POISSON = "lightgbm"
 MEDIAN = "lightgbm_median"
+# Fewer training rows than this, and a scenario uses the pooled trees.
+_MIN_SCENARIO_ROWS = 200
 
 _MAX_ROUNDS = 150
 _PATIENCE = 20
@@ -75,6 +77,7 @@ def fit(
     categorical: Sequence[int] = (),
     seed: int = 0,
     num_threads: int = 1,
+    trees: Mapping[str, object] | None = None,
 ) -> FittedTrees:
     """Fits one task's trees, stopped early on validation data.
 
@@ -95,6 +98,7 @@ def fit(
         categorical: Indices of the columns that hold codes.
         seed: Seeds the sampling of rows and columns.
         num_threads: Threads; on a busy machine 1 is often the fastest.
+        trees: LightGBM parameters that replace the default ones, or None.
 
     Returns:
         A `FittedTrees`, the best by validation loss of at most 150 rounds.
@@ -113,7 +117,7 @@ def fit(
     validation = _dataset(
         lgb, objective, val_features, val_labels, val_init_level, categorical
     )
-    settings = _TREES | _OBJECTIVES[objective]
+    settings = _TREES | _OBJECTIVES[objective] | dict(trees or {})
     booster = lgb.train(
         settings
         | {"objective": objective, "seed": seed, "num_threads": num_threads},
@@ -132,6 +136,8 @@ def forecast(
     test: Iterable[dict[str, np.ndarray]],
     seed: int = 0,
     num_threads: int = 1,
+    trees: Mapping[str, object] | None = None,
+    per_scenario: bool = False,
 ) -> dict[str, np.ndarray]:
     """Fits both objectives for every task and forecasts the test batches.
 
@@ -143,6 +149,10 @@ def forecast(
         test: The same of the test split; labels are not needed.
         seed: Seeds the sampling of rows and columns.
         num_threads: Threads of LightGBM.
+        trees: LightGBM parameters that replace the default ones, or None.
+        per_scenario: Whether each scenario gets trees of its own. One with
+            fewer than 200 training rows, or none to stop early by, takes the
+            trees of all scenarios.
 
     Returns:
         Dict of float64 arrays `[N, tasks]`, rows as in `test`:
@@ -153,34 +163,45 @@ def forecast(
     """
     import_lightgbm()
     vocabularies = fit_vocabularies(spec, train)
-    train = _table(spec, train, vocabularies)
-    validation = _table(spec, validation, vocabularies)
-    test = _table(spec, test, vocabularies)
-    forecasts = {POISSON: [], MEDIAN: []}
+    tables = [
+        _table(spec, batches, vocabularies)
+        for batches in (train, validation, test)
+    ]
+    groups = [tables]
+    if per_scenario:
+        groups = list(_by_scenario(*tables))
+    num_rows = len(tables[2].features)
+    forecasts = {
+        name: np.zeros((num_rows, len(spec.tasks)))
+        for name in (POISSON, MEDIAN)
+    }
     models = itertools.product(
-        range(len(spec.tasks)), ((POISSON, "poisson"), (MEDIAN, "l1"))
+        groups,
+        range(len(spec.tasks)),
+        ((POISSON, "poisson"), (MEDIAN, "l1")),
     )
-    for task, (name, objective) in tqdm(
+    for (fitted_on, stopped_by, asked), task, (name, objective) in tqdm(
         list(models), desc="LightGBM", unit=" models"
     ):
-        trees = fit(
-            train.features,
-            train.labels[:, task],
-            validation.features,
-            validation.labels[:, task],
-            train.levels[:, task],
-            validation.levels[:, task],
+        booster = fit(
+            fitted_on.features,
+            fitted_on.labels[:, task],
+            stopped_by.features,
+            stopped_by.labels[:, task],
+            fitted_on.levels[:, task],
+            stopped_by.levels[:, task],
             objective,
-            train.categorical,
+            fitted_on.categorical,
             seed,
             num_threads,
+            trees,
         )
-        forecasts[name].append(
-            trees.predict(test.features, test.levels[:, task])
+        forecasts[name][asked.rows, task] = booster.predict(
+            asked.features, asked.levels[:, task]
         )
     return {
-        name: naive.cap_binary(spec, np.stack(columns, axis=1))
-        for name, columns in forecasts.items()
+        name: naive.cap_binary(spec, values)
+        for name, values in forecasts.items()
     }
 
 
@@ -189,7 +210,36 @@ class _Table:
     features: np.ndarray
     labels: np.ndarray | None
     levels: np.ndarray
+    scenario: np.ndarray
     categorical: list[int]
+    rows: np.ndarray
+
+    def where(self, chosen):
+        return dataclasses.replace(
+            self,
+            features=self.features[chosen],
+            labels=None if self.labels is None else self.labels[chosen],
+            levels=self.levels[chosen],
+            scenario=self.scenario[chosen],
+            rows=self.rows[chosen],
+        )
+
+
+def _by_scenario(train, validation, test):
+    """Tables of each scenario; those with too few rows share all rows."""
+    pooled = []
+    for code in np.unique(test.scenario):
+        own = [table.scenario == code for table in (train, validation, test)]
+        if own[0].sum() < _MIN_SCENARIO_ROWS or not own[1].any():
+            pooled.append(code)
+        else:
+            yield (
+                train.where(own[0]),
+                validation.where(own[1]),
+                test.where(own[2]),
+            )
+    if pooled:
+        yield train, validation, test.where(np.isin(test.scenario, pooled))
 
 
 def _table(spec, batches, vocabularies):
@@ -201,11 +251,14 @@ def _table(spec, batches, vocabularies):
         levels.append(naive.naive_forecasts(spec, raw)[naive.HISTORY_MEAN])
         if windows.LABELS in raw:
             labels.append(np.asarray(raw[windows.LABELS]))
+    features = np.concatenate(features)
     return _Table(
-        np.concatenate(features),
+        features,
         np.concatenate(labels) if labels else None,
         np.concatenate(levels),
+        features[:, names.index(schema.SCENARIO)],
         [names.index(name) for name in codes],
+        np.arange(len(features)),
     )
 
 

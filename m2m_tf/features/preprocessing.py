@@ -33,6 +33,7 @@ class Statistics:
         dense_mean: Mean of each dense feature.
         dense_std: Standard deviation of each dense feature.
         label_means: Mean training label of each task.
+        whole_labels: Whether all training labels of a task are whole numbers.
         num_samples: Samples of each split.
     """
 
@@ -41,6 +42,7 @@ class Statistics:
     dense_mean: list[float]
     dense_std: list[float]
     label_means: list[float]
+    whole_labels: list[bool]
     num_samples: dict[str, int]
 
 
@@ -254,7 +256,7 @@ def dense_features(spec: DatasetSpec, raw: dict):
     for name in (schema.BEHAVIOR_SEQUENCE, schema.PERFORMANCE_SEQUENCE):
         daily = raw[name]
         parts.append(_signed_log(tf.reduce_sum(daily, 1) * lookback_scale))
-        parts.append(_signed_log(tf.reduce_sum(daily[:, -spec.horizon :], 1)))
+        parts += [_signed_log(total) for total in _block_totals(spec, daily)]
     if spec.known_future:
         daily = raw[schema.KNOWN_FUTURE]
         width = spec.horizon * len(spec.known_future)
@@ -270,6 +272,19 @@ def dense_features(spec: DatasetSpec, raw: dict):
         parts.append(_signed_log(value)[:, None])
     parts.append(_calendar(raw[schema.CUTOFF]))
     return tf.concat(parts, axis=-1)
+
+
+def _block_totals(spec, daily):
+    """Totals `[batch, columns]` of the last days, `horizon` days at a time.
+
+    What went on in each of the past weeks tells of campaigns that start, end
+    or come back every few weeks.
+    """
+    last = spec.lookback
+    for _ in range(max(1, spec.lookback // spec.horizon)):
+        first = max(last - spec.horizon, 0)
+        yield tf.reduce_sum(daily[:, first:last], 1)
+        last = first
 
 
 def fit_preprocessor(
@@ -290,6 +305,7 @@ def fit_preprocessor(
         dense_mean=[],
         dense_std=[],
         label_means=[],
+        whole_labels=[],
         num_samples={
             name: input_pipeline.count_samples(
                 records, spec, getattr(splits, name)
@@ -307,11 +323,15 @@ def fit_preprocessor(
     batches = input_pipeline.raw_batches(
         records, spec, splits.train, _FIT_BATCH
     )
-    mean, std, label_means = _fit_moments(spec, batches)
+    mean, std, label_means, whole_labels = _fit_moments(spec, batches)
     return Preprocessor(
         spec,
         dataclasses.replace(
-            draft, dense_mean=mean, dense_std=std, label_means=label_means
+            draft,
+            dense_mean=mean,
+            dense_std=std,
+            label_means=label_means,
+            whole_labels=whole_labels,
         ),
     )
 
@@ -381,6 +401,7 @@ def _seen(table, rows, key):
 def _fit_moments(spec, batches):
     count = 0
     totals = None
+    whole = True
     for rows in batches:
         dense = dense_features(spec, rows).numpy().astype(np.float64)
         labels = rows[windows.LABELS].numpy().astype(np.float64)
@@ -390,6 +411,7 @@ def _fit_moments(spec, batches):
             if totals is None
             else [total + new for total, new in zip(totals, part, strict=True)]
         )
+        whole &= (labels == np.round(labels)).all(0)
         count += len(dense)
     mean, square, label_mean = (total / count for total in totals)
     std = np.sqrt(np.maximum(square - mean**2, 0))
@@ -397,7 +419,7 @@ def _fit_moments(spec, batches):
     std[std < 1e-6] = 1.0
     # A binary or rare task may have no positive label in training samples.
     label_mean = np.maximum(label_mean, 1e-6)
-    return mean.tolist(), std.tolist(), label_mean.tolist()
+    return mean.tolist(), std.tolist(), label_mean.tolist(), whole.tolist()
 
 
 def _sequence_mask(days_observed, lookback):

@@ -8,6 +8,7 @@ from m2m_tf.layers.cross_stitch import CrossStitch
 from m2m_tf.layers.expert_views import ExpertViews
 from m2m_tf.layers.gated_experts import GatedExperts
 from m2m_tf.layers.history_offset import HistoryOffset
+from m2m_tf.layers.hurdle_heads import HurdleHeads
 from m2m_tf.layers.log_rate_heads import LogRateHeads
 from m2m_tf.layers.meta_attention import MetaAttention
 from m2m_tf.layers.meta_dense import MetaDense
@@ -25,6 +26,7 @@ __all__ = [
     "ExpertViews",
     "GatedExperts",
     "HistoryOffset",
+    "HurdleHeads",
     "LogRateHeads",
     "MetaAttention",
     "MetaDense",

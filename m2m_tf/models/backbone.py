@@ -122,13 +122,14 @@ def attribute_vector(
     return keras.layers.Concatenate(name=f"{prefix}attributes")(parts)
 
 
-def log_rates(
+def forecast_heads(
     representations,
     inputs: dict,
     spec: schema.ModelInputSpec,
     *,
     label_means,
     history_offset,
+    likelihood,
     regularizer,
 ) -> dict:
     """Heads of all tasks, with the offset from the entity's own history.
@@ -140,10 +141,12 @@ def log_rates(
         label_means: Mean training label of each task, from whose logs the
             heads start; None starts all rates from 1.
         history_offset: Whether to add `layers.HistoryOffset`.
+        likelihood: See `ModelSettings`.
         regularizer: Regularizer of the heads' kernels.
 
     Returns:
-        `{task: log rate [batch, 1]}`.
+        `{task: log rate [batch, 1]}`, or with the hurdle likelihood `{task:
+        parameters [batch, 4]}`, of which the first is the log rate.
     """
     offset_share = sum(HISTORY_WEIGHTS) if history_offset else 0.0
     outputs = layers.LogRateHeads(
@@ -156,9 +159,14 @@ def log_rates(
         outputs = layers.HistoryOffset(HISTORY_WEIGHTS, name="history_offset")(
             outputs, inputs[schema.LOG_HISTORY]
         )
+    if likelihood == "poisson":
+        outputs = keras.layers.Reshape((-1, 1), name="log_rates")(outputs)
+    else:
+        outputs = layers.HurdleHeads(
+            kernel_regularizer=regularizer, name="hurdle_heads"
+        )(representations, outputs)
     return {
-        name: outputs[:, index : index + 1]
-        for index, name in enumerate(spec.task_names)
+        name: outputs[:, index] for index, name in enumerate(spec.task_names)
     }
 
 

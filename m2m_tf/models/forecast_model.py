@@ -23,5 +23,7 @@ class ForecastModel(keras.Model):
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         if self.cell_metrics is not None:
             scenario = x[schema.SCENARIO_FEATURES][:, 0]
-            self.cell_metrics.update_state(y, y_pred, scenario)
+            # The first column of any head's output is the log rate.
+            log_rates = {name: x[:, :1] for name, x in y_pred.items()}
+            self.cell_metrics.update_state(y, log_rates, scenario)
         return super().compute_metrics(x, y, y_pred, sample_weight)

@@ -28,6 +28,7 @@ def m2m(
     meta_tower=True,
     history_offset=False,
     context_in_backbone=False,
+    likelihood="poisson",
     dropout=0.0,
     meta_l2=1e-6,
     l2=1e-6,
@@ -113,12 +114,13 @@ def m2m(
     )(representations, scenario_knowledge)
 
     # --- Heads ---
-    outputs = backbone.log_rates(
+    outputs = backbone.forecast_heads(
         representations,
         inputs,
         spec,
         label_means=label_means,
         history_offset=history_offset,
+        likelihood=likelihood,
         regularizer=l2_other,
     )
     return ForecastModel(inputs, outputs, name="m2m")

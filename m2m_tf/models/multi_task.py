@@ -14,6 +14,7 @@ def multi_task_model(
     view_dim,
     num_tower_layers,
     history_offset,
+    likelihood,
     l2,
     label_means,
     stitched=False,
@@ -32,7 +33,8 @@ def multi_task_model(
             representation of each task `[batch, num_tasks, view_dim]`.
         view_dim: Width of each tower layer.
         num_tower_layers: Dense layers of a tower.
-        history_offset, l2, label_means: See `ModelSettings` and `m2m`.
+        history_offset, likelihood, l2, label_means: See `ModelSettings` and
+            `m2m`.
         stitched: Whether a cross-stitch unit stands before each tower layer.
         **backbone_options: Arguments of `backbone.feature_vector`.
     """
@@ -48,12 +50,13 @@ def multi_task_model(
         hidden = layers.TaskDense(
             view_dim, kernel_regularizer=regularizer, name=f"tower_{index}"
         )(hidden)
-    outputs = backbone.log_rates(
+    outputs = backbone.forecast_heads(
         hidden,
         inputs,
         spec,
         label_means=label_means,
         history_offset=history_offset,
+        likelihood=likelihood,
         regularizer=regularizer,
     )
     return ForecastModel(inputs, outputs, name=name)

@@ -14,6 +14,7 @@ def single_task(
     view_dim=256,
     num_tower_layers=2,
     history_offset=False,
+    likelihood="poisson",
     l2=1e-6,
     label_means=None,
     **backbone_options,
@@ -47,12 +48,13 @@ def single_task(
     representations = towers[0]
     if len(towers) > 1:
         representations = keras.layers.Concatenate(axis=1, name="tasks")(towers)
-    outputs = backbone.log_rates(
+    outputs = backbone.forecast_heads(
         representations,
         inputs,
         spec,
         label_means=label_means,
         history_offset=history_offset,
+        likelihood=likelihood,
         regularizer=regularizer,
     )
     return ForecastModel(inputs, outputs, name="single_task")

@@ -17,7 +17,7 @@ from tqdm import tqdm
 from m2m_tf import files
 from m2m_tf.config import DatasetSpec
 from m2m_tf.data import input_pipeline, panel, schema
-from m2m_tf.export import CONTRACT_FILE, make_contract
+from m2m_tf.export import CONTRACT_FILE, make_contract, output_name
 
 _BATCH = 1024
 # Forecast rows held before they are written.
@@ -83,8 +83,9 @@ def score_tables(
         model: Folder of a SavedModel or of its versions.
         spec: Spec of the tables. They may have grown past its `end`.
         cutoff: Last day seen; any day that the tables cover.
-        output: Parquet file to write: entity, scenario, cutoff and one
-            column per task with the mean forecast of the next days.
+        output: Parquet file to write: entity, scenario, cutoff and, for each
+            task, the mean forecast of the next days; median and bounds of
+            the 80 % interval too, if the model gives them.
         chunk_rows: Panel rows held at a time, about.
 
     Returns:
@@ -141,6 +142,7 @@ def _write(spec, cutoff, predict, batches, vocabularies, parts, target):
     parts.mkdir()
     unknown = dict.fromkeys(vocabularies, 0)
     names = list(schema.raw_features(spec))
+    outputs = _in_task_order(predict.structured_outputs, spec.task_names)
     held, num_rows, num_parts = [], 0, 0
     for rows in tqdm(batches, desc="scoring", unit=" batches", mininterval=2):
         forecasts = predict(**{name: rows[name] for name in names})
@@ -152,10 +154,7 @@ def _write(spec, cutoff, predict, batches, vocabularies, parts, target):
                     "cutoff": pl.Series([cutoff]).new_from_index(
                         0, len(rows[schema.ENTITY])
                     ),
-                    **{
-                        task: forecasts[task].numpy()[:, 0]
-                        for task in spec.task_names
-                    },
+                    **{name: forecasts[name].numpy()[:, 0] for name in outputs},
                 }
             )
         )
@@ -171,6 +170,16 @@ def _write(spec, cutoff, predict, batches, vocabularies, parts, target):
         pl.concat(held).write_parquet(parts / f"{num_parts:06d}.parquet")
     pl.scan_parquet(parts / "*.parquet").sink_parquet(target)
     return ScoringSummary(num_rows, {k: n for k, n in unknown.items() if n})
+
+
+def _in_task_order(outputs, task_names):
+    """Output names: each task's mean, then its median and interval."""
+    return [
+        name
+        for task in task_names
+        for part in ("mean", "median", "lower", "upper")
+        if (name := output_name(task, part)) in outputs
+    ]
 
 
 def _text(tensor):

@@ -1,0 +1,182 @@
+"""Scores of many runs as sums over groups of entities, and what they tell.
+
+A run's forecasts are reduced to sums per (task, scenario, group of entities):
+small enough to keep for ever, and enough to score any selection of cells and
+to draw bootstrap samples of entities again and again.
+"""
+
+import zlib
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from m2m_tf.metrics import MIN_RATE
+
+# Entities are drawn by groups of them, by a hash of their id.
+NUM_GROUPS = 32
+_DRAWS = 2000
+_DIGITS = 6
+
+# Metric → (sum above, sum below); a cell's value is their ratio.
+METRICS = {
+    "nmae": ("mean_error", "label"),
+    "deviance": ("mean_deviance", "count"),
+    "median_nmae": ("median_error", "label"),
+    "median_smape": ("median_smape", "count"),
+    "smape": ("mean_smape", "count"),
+}
+
+
+def entity_groups(entity: Sequence[str]) -> np.ndarray:
+    """Group of each entity id, int `[N]` in `[0, NUM_GROUPS)`.
+
+    A hash of the id: the same entity is in the same group in every run.
+    """
+    ids, index = np.unique(np.asarray(entity), return_inverse=True)
+    groups = np.array([zlib.crc32(str(i).encode()) % NUM_GROUPS for i in ids])
+    return groups[index]
+
+
+def label_sums(y_true, scenario, groups, num_scenarios: int) -> dict:
+    """Sums of labels and counts, `{name: [T, S, NUM_GROUPS]}`."""
+    y_true = np.asarray(y_true, "float64")
+    terms = {"label": y_true, "count": np.ones_like(y_true)}
+    return _sums(terms, scenario, groups, num_scenarios)
+
+
+def forecast_sums(
+    y_true, mean, median, scenario, groups, num_scenarios: int
+) -> dict:
+    """Sums of errors of one run, `{name: [T, S, NUM_GROUPS]}`.
+
+    The terms are those of `metrics.NMAE`, `SMAPE` and `PoissonDeviance`.
+
+    Args:
+        y_true: Labels `[N, T]`.
+        mean: Mean forecasts `[N, T]`.
+        median: Median forecasts `[N, T]`.
+        scenario: Index of each row's scenario `[N]`.
+        groups: From `entity_groups`, `[N]`.
+        num_scenarios: S.
+    """
+    y_true = np.asarray(y_true, "float64")
+    terms = {}
+    for name, forecast in (("mean", mean), ("median", median)):
+        forecast = np.asarray(forecast, "float64")
+        error, size = np.abs(forecast - y_true), forecast + y_true
+        terms[f"{name}_error"] = error
+        terms[f"{name}_smape"] = 2 * error / np.where(size > 0, size, 1.0)
+    rate = np.maximum(np.asarray(mean, "float64"), MIN_RATE)
+    ratio = np.where(y_true > 0, y_true, 1.0) / rate
+    terms["mean_deviance"] = 2 * (y_true * np.log(ratio) - (y_true - rate))
+    return _sums(terms, scenario, groups, num_scenarios)
+
+
+def cell_values(sums: Mapping, labels: Mapping, metric: str) -> np.ndarray:
+    """A metric's value in each cell, `[..., T, S]`; NaN where undefined."""
+    above, below = METRICS[metric]
+    return _ratio(
+        np.asarray(sums[above]).sum(-1), np.asarray(labels[below]).sum(-1)
+    )
+
+
+def overall(values: np.ndarray, scenarios: Sequence[int] | None = None):
+    """Unweighted mean over the cells that have a value.
+
+    Args:
+        values: `[..., T, S]`.
+        scenarios: Indices of the scenarios that count; None: all.
+    """
+    if scenarios is not None:
+        values = values[..., list(scenarios)]
+    return np.nanmean(values, axis=(-2, -1))
+
+
+def difference(
+    ours: Sequence[Mapping],
+    theirs: Sequence[Mapping],
+    labels: Mapping,
+    metric: str,
+    scenarios: Sequence[int] | None = None,
+    cell: tuple[int, int] | None = None,
+) -> tuple[float, float, float]:
+    """Our overall metric minus theirs, and its 95 % bootstrap interval.
+
+    Each draw takes `NUM_GROUPS` groups of entities with replacement, the same
+    for both, and as many seeds of each side as there are, with replacement;
+    the metric is the mean over the seeds.
+
+    Args:
+        ours: One result of `forecast_sums` for each seed.
+        theirs: The same of the other model.
+        labels: From `label_sums`.
+        metric: Key of `METRICS`.
+        scenarios: Indices of the scenarios that count; None: all.
+        cell: (task, scenario) of the only cell that counts, or None.
+
+    Returns:
+        Tuple (difference, lower bound, upper bound).
+    """
+    rng = np.random.default_rng(0)
+    weights = rng.multinomial(
+        NUM_GROUPS, np.full(NUM_GROUPS, 1 / NUM_GROUPS), size=_DRAWS
+    )
+    # The first draw is the sample itself.
+    weights = np.concatenate([np.ones((1, NUM_GROUPS)), weights])
+    drawn = [
+        _drawn(runs, labels, metric, weights, rng, scenarios, cell)
+        for runs in (ours, theirs)
+    ]
+    values = drawn[0] - drawn[1]
+    low, high = np.nanquantile(values[1:], [0.025, 0.975])
+    return float(values[0]), float(low), float(high)
+
+
+def _drawn(runs, labels, metric, weights, rng, scenarios, cell):
+    above, below = METRICS[metric]
+    lower = np.einsum("tsg,dg->dts", np.asarray(labels[below]), weights)
+    by_seed = []
+    for sums in runs:
+        upper = np.einsum("tsg,dg->dts", np.asarray(sums[above]), weights)
+        values = _ratio(upper, lower)
+        by_seed.append(
+            overall(values, scenarios)
+            if cell is None
+            else values[:, cell[0], cell[1]]
+        )
+    by_seed = np.array(by_seed)
+    draws = np.arange(len(weights))
+    seeds = rng.integers(len(runs), size=(len(runs), len(weights)))
+    seeds[:, 0] = np.arange(len(runs))
+    return by_seed[seeds, draws].mean(0)
+
+
+def to_lists(sums: Mapping[str, np.ndarray]) -> dict:
+    """Plain values of sums, rounded to six digits, for JSON."""
+    return {name: _rounded(np.asarray(values)) for name, values in sums.items()}
+
+
+def _rounded(values):
+    if values.ndim:
+        return [_rounded(part) for part in values]
+    number = float(f"{float(values):.{_DIGITS}g}")
+    return int(number) if number.is_integer() else number
+
+
+def _ratio(above, below):
+    filled = below > 0
+    return np.where(filled, above / np.where(filled, below, 1.0), np.nan)
+
+
+def _sums(terms, scenario, groups, num_scenarios):
+    index = np.asarray(scenario) * NUM_GROUPS + np.asarray(groups)
+    size = num_scenarios * NUM_GROUPS
+    return {
+        name: np.stack(
+            [
+                np.bincount(index, column, size).reshape(num_scenarios, -1)
+                for column in values.T
+            ]
+        )
+        for name, values in terms.items()
+    }

@@ -1,0 +1,328 @@
+"""The page of a study: Markdown tables and plots of what its files hold."""
+
+import pathlib
+
+import numpy as np
+
+from m2m_tf import comparison, files, plots
+from m2m_tf.config import StudyConfig
+
+# Text by hand that goes before the tables, if there is any.
+NOTES_FILE = "notes.md"
+_TITLES = {
+    "nmae": "NMAE",
+    "deviance": "Poisson deviance",
+    "median_nmae": "NMAE of the median",
+    "median_smape": "SMAPE of the median",
+    "smape": "SMAPE",
+}
+_HELD_AGAINST = ("nmae", "deviance", "median_nmae")
+
+
+def write_page(
+    config: StudyConfig,
+    folder: pathlib.Path,
+    collected: dict,
+    command: str,
+) -> pathlib.Path:
+    """Writes `<folder>.md` and the plots beside the result files.
+
+    Args:
+        config: The study.
+        folder: Folder of the study's result files.
+        collected: What the files hold, by dataset; see `pipelines.compare`.
+        command: The command that makes the page.
+
+    Returns:
+        Path of the page.
+    """
+    page = folder.with_name(folder.name + ".md")
+    notes = folder / NOTES_FILE
+    text = (
+        notes.read_text(encoding="utf-8")
+        if notes.exists()
+        else (f"# Comparison: {config.name}\n")
+    )
+    lines = [text, *_origin(config, collected, command)]
+    for label, dataset in collected["datasets"].items():
+        lines += _dataset_lines(config, folder, label, dataset)
+    lines += _search_lines(collected["search"])
+    lines += _sweep_lines(config, folder, collected)
+    files.write_text(page, "\n".join(lines).rstrip() + "\n")
+    return page
+
+
+def _origin(config, collected, command):
+    versions = {}
+    for dataset in collected["datasets"].values():
+        for runs in dataset["models"].values():
+            for run in runs:
+                versions |= run["versions"]
+    lines = [
+        "## Origin",
+        "",
+        f"Made by `{command}`, which runs only what `{config.name}/` holds no "
+        "file for. Seeds: "
+        f"{', '.join(map(str, config.seeds))}. "
+        + (
+            "Versions: " + ", ".join(f"{k} {v}" for k, v in versions.items())
+        ).rstrip()
+        + ".",
+        "",
+        "Overall values are unweighted means over the cells task × scenario "
+        "of the test split. ± is the standard deviation over seeds. Intervals "
+        "are 95 % bootstrap intervals of a difference: each of 2,000 draws "
+        f"takes {comparison.NUM_GROUPS} groups of entities (by a hash of their "
+        "ids) and the seeds of both sides, with replacement; the groups are "
+        "the same for both sides. Settings were chosen on the validation "
+        "split (see *Search*); test samples were scored once a seed.",
+        "",
+    ]
+    return lines
+
+
+def _dataset_lines(config, folder, label, dataset):
+    facts = dataset["labels"]
+    labels, models = facts["labels"], dataset["models"]
+    names = facts["scenarios"]
+    train = np.array(facts["samples"]["train"])
+    present = [
+        i for i in range(len(names)) if np.array(labels["count"])[0, i].sum()
+    ]
+    major = int(train.argmax())
+    minor = [i for i in present if i != major]
+    lines = [f"## Data: {label}", "", facts["description"], ""]
+    lines += [
+        "Fingerprint: "
+        + ", ".join(f"{k} `{v}`" for k, v in facts["fingerprint"].items())
+        + f". {facts['entities']:,} entities in the test split.",
+        "",
+    ]
+    lines += _table(
+        ["samples", *(names[i] for i in present)],
+        [
+            [split, *(f"{counts[i]:,}" for i in present)]
+            for split, counts in facts["samples"].items()
+        ],
+    )
+    lines += ["### Overall", ""]
+    rows = []
+    for model, runs in models.items():
+        sums = [run["sums"] for run in runs]
+        rows.append([model, str(len(runs)), *_overall_texts(sums, labels)])
+    for name, sums in facts["forecasts"].items():
+        rows.append([name, "", *_overall_texts([sums], labels)])
+    lines += _table(["forecast", "seeds", *_TITLES.values()], rows)
+    covered = [
+        [
+            model,
+            _spread([run["interval"]["coverage"] for run in runs], "{:.1%}"),
+            _spread([run["interval"]["closed"] for run in runs], "{:.1%}"),
+        ]
+        for model, runs in models.items()
+        if "interval" in runs[0]
+    ]
+    if covered:
+        lines += [
+            "### 80 % intervals",
+            "",
+            "*Covered* counts a label on an edge of the interval by the part "
+            "of its probability within the levels 0.1 and 0.9 (a right "
+            "distribution scores 80 %); *closed* counts it wholly, which for "
+            "counts and many zeros must be more.",
+            "",
+            *_table(["model", "covered", "closed"], covered),
+        ]
+    rivals = [model for model in models if model != "m2m"]
+    if "m2m" not in models or not rivals:
+        return lines
+    ours = [run["sums"] for run in models["m2m"]]
+    groups = {
+        "all scenarios": present,
+        f"major ({names[major]})": [major],
+        "minor": minor,
+    }
+    held = {}
+    for metric in _HELD_AGAINST:
+        lines += [
+            f"### M2M minus rival: {_TITLES[metric]}",
+            "",
+            "Below 0 M2M is better; **bold** where the interval excludes 0.",
+            "",
+        ]
+        rows = []
+        for rival in rivals:
+            theirs = [run["sums"] for run in models[rival]]
+            held[metric, rival] = [
+                comparison.difference(ours, theirs, labels, metric, chosen)
+                for chosen in groups.values()
+                if chosen
+            ]
+            rows.append([rival, *map(_difference_text, held[metric, rival])])
+        lines += _table(
+            ["rival", *(name for name, chosen in groups.items() if chosen)],
+            rows,
+        )
+    path = folder / f"{label}_differences.png"
+    plots.plot_differences(
+        {
+            _TITLES[metric]: {rival: held[metric, rival][0] for rival in rivals}
+            for metric in _HELD_AGAINST
+        },
+        path,
+    )
+    lines += [
+        f"![M2M minus each rival]({folder.name}/{path.name})",
+        "",
+        *_cell_lines(facts, models, present),
+    ]
+    return lines
+
+
+def _cell_lines(facts, models, present):
+    """NMAE of every model in every cell, as the paper's table 4."""
+    labels, networks = facts["labels"], list(models)
+    values = {
+        model: np.mean(
+            [comparison.cell_values(r["sums"], labels, "nmae") for r in runs],
+            axis=0,
+        )
+        for model, runs in models.items()
+    }
+    ours = [run["sums"] for run in models["m2m"]]
+    rows = []
+    for t, task in enumerate(facts["tasks"]):
+        for s in present:
+            row = [task, facts["scenarios"][s]]
+            for model in networks:
+                text = f"{values[model][t, s]:.3f}"
+                if model != "m2m" and not np.isnan(values[model][t, s]):
+                    _, low, high = comparison.difference(
+                        ours,
+                        [run["sums"] for run in models[model]],
+                        labels,
+                        "nmae",
+                        cell=(t, s),
+                    )
+                    text += " +" if high < 0 else " −" if low > 0 else ""
+                row.append(text)
+            rows.append(row)
+    return [
+        "### NMAE by task and scenario",
+        "",
+        "`+`: M2M is better there by an interval that excludes 0; `−`: worse.",
+        "",
+        *_table(["task", "scenario", *networks], rows),
+    ]
+
+
+def _search_lines(search):
+    rows = []
+    for model, trials in search.items():
+        if len(trials) < 2:
+            continue
+        scores = [
+            trial["result"] and trial["result"]["validation_deviance"]
+            for trial in trials
+        ]
+        done = [score for score in scores if score is not None]
+        for trial, score in zip(trials, scores, strict=True):
+            text = "-" if score is None else f"{score:.4f}"
+            if done and score == min(done):
+                text = f"**{text}**"
+            rows.append([model, _changes_text(trial["changes"]), text])
+    if not rows:
+        return []
+    return [
+        "## Search",
+        "",
+        "Each candidate once, with the first seed, on the first dataset: "
+        "overall Poisson deviance of the validation split.",
+        "",
+        *_table(["model", "changes", "validation deviance"], rows),
+    ]
+
+
+def _sweep_lines(config, folder, collected):
+    if not any(any(rows.values()) for rows in collected["sweeps"].values()):
+        return []
+    facts = next(iter(collected["datasets"].values()))["labels"]
+    lines = ["## Sweeps of M2M", ""]
+    for setting, by_value in collected["sweeps"].items():
+        found = {value: runs for value, runs in by_value.items() if runs}
+        if not found:
+            continue
+        values = {
+            value: [
+                float(
+                    comparison.overall(
+                        comparison.cell_values(
+                            run["sums"], facts["labels"], "nmae"
+                        )
+                    )
+                )
+                for run in runs
+            ]
+            for value, runs in found.items()
+        }
+        path = folder / f"sweep_{setting}.png"
+        plots.plot_sweep(values, setting, path)
+        lines += [
+            f"### {setting}",
+            "",
+            *_table(
+                [setting, "seeds", "NMAE"],
+                [
+                    [str(value), str(len(x)), _spread(x)]
+                    for value, x in values.items()
+                ],
+            ),
+            f"![{setting}]({folder.name}/{path.name})",
+            "",
+        ]
+    return lines
+
+
+def _overall_texts(runs, labels):
+    return [
+        _spread(
+            [
+                float(
+                    comparison.overall(
+                        comparison.cell_values(sums, labels, metric)
+                    )
+                )
+                for sums in runs
+            ]
+        )
+        for metric in _TITLES
+    ]
+
+
+def _spread(values, form="{:.4f}"):
+    text = form.format(np.mean(values))
+    if len(values) > 1:
+        text += " ± " + form.format(np.std(values, ddof=1))
+    return text
+
+
+def _difference_text(interval):
+    value, low, high = interval
+    text = f"{value:+.4f} [{low:+.4f}, {high:+.4f}]"
+    return f"**{text}**" if low > 0 or high < 0 else text
+
+
+def _changes_text(changes):
+    parts = []
+    for key, value in changes.items():
+        if isinstance(value, dict):
+            parts += [f"{k} {v}" for k, v in value.items()]
+        else:
+            parts.append(f"{key} {value}")
+    return ", ".join(parts) or "none"
+
+
+def _table(head, rows):
+    lines = ["| " + " | ".join(row) + " |" for row in [head, *rows]]
+    lines.insert(1, "|" + "---|" * len(head))
+    return [*lines, ""]

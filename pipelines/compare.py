@@ -1,0 +1,469 @@
+"""`m2m-tf compare`: runs what a study lacks, then writes its page.
+
+One small JSON file for each finished (dataset, model, seed) holds everything
+that tables, intervals and plots are made of. What a file answers is never run
+again, so a study goes on where it was stopped, on another machine too.
+"""
+
+import dataclasses
+import importlib.metadata
+import os
+import pathlib
+import shutil
+import time
+
+import numpy as np
+import polars as pl
+
+from m2m_tf import comparison, evaluation_run, files, study_page, training
+from m2m_tf.baselines import naive
+from m2m_tf.config import (
+    ABLATIONS,
+    NETWORKS,
+    TREES,
+    DatasetSpec,
+    StudyConfig,
+    fingerprint,
+    to_values,
+)
+from m2m_tf.data import windows
+from m2m_tf.data.dataset import ForecastData
+from m2m_tf.evaluation import MEDIAN_SUFFIX, evaluate_intervals
+from pipelines.steps import table_fingerprints, write_source_tables
+
+LABELS_FILE = "labels.json"
+_PACKAGES = ("tensorflow", "keras", "numpy", "lightgbm", "polars")
+
+
+class StudyError(ValueError):
+    """A study that was asked for something that it does not have."""
+
+
+def run_study(
+    config: StudyConfig,
+    results: str | os.PathLike = "docs/results",
+    runs: str | os.PathLike = "runs",
+    sweep: str | None = None,
+    command: str = "m2m-tf compare",
+    report=print,
+) -> pathlib.Path:
+    """Runs what is missing and writes the page.
+
+    Args:
+        config: The study.
+        results: Folder of all results.
+        runs: Folder of tables, records and unfinished trainings.
+        sweep: Setting of `config.sweeps` to run instead of the comparison.
+        command: What the page says that it was made by.
+        report: Called with each line of progress.
+
+    Returns:
+        Path of the page, `<results>/<name>.md`.
+
+    Raises:
+        StudyError: If the study has no such sweep.
+        ImportError: If LightGBM takes part and is not installed.
+    """
+    if sweep is not None and sweep not in config.sweeps:
+        raise StudyError(
+            f"`--sweep` must be one of {sorted(config.sweeps)}, which the "
+            f"config lists under `sweeps`. Received: {sweep!r}."
+        )
+    if any(name in TREES for name in config.models):
+        from m2m_tf.baselines import lightgbm
+
+        lightgbm.import_lightgbm()
+    study = _Study(
+        config, pathlib.Path(results), pathlib.Path(runs), report=report
+    )
+    if sweep is None:
+        study.compare()
+    else:
+        study.sweep(sweep)
+    return study_page.write_page(
+        config, study.results, study.collect(), command=command
+    )
+
+
+@dataclasses.dataclass
+class _Study:
+    config: StudyConfig
+    all_results: pathlib.Path
+    runs: pathlib.Path
+    report: object
+
+    @property
+    def results(self):
+        return self.all_results / self.config.name
+
+    def compare(self):
+        config = self.config
+        datasets = [_Dataset(self, label) for label in config.data]
+        chosen = {}
+        for model in config.models:
+            chosen[model] = self._search(datasets[0], model)
+        # Seeds outermost: a study that is stopped early compares all models.
+        for seed in config.seeds:
+            for dataset in datasets:
+                for model in config.models:
+                    self._score(dataset, model, chosen[model], seed)
+
+    def sweep(self, setting):
+        changes = self._search(
+            _Dataset(self, next(iter(self.config.data))), "m2m"
+        )
+        for seed in self.config.seeds:
+            for value in self.config.sweeps[setting]:
+                label = next(iter(self.config.data))
+                if setting == "lookback":
+                    dataset = _Dataset(self, label, lookback=value)
+                    merged = changes
+                else:
+                    dataset = _Dataset(self, label)
+                    model = changes.get("model", {}) | {setting: value}
+                    merged = changes | {"model": model}
+                self._score(
+                    dataset, "m2m", merged, seed, f"sweep_{setting}_{value}"
+                )
+
+    def collect(self):
+        """Everything that the study's files tell, for the page."""
+        chosen = {}
+        search = {}
+        first = _Dataset(self, next(iter(self.config.data)))
+        for model in self.config.models:
+            search[model] = self._tried(first, model)
+            if all(trial["result"] for trial in search[model]):
+                chosen[model] = _best(search[model])
+        datasets = {}
+        for label in self.config.data:
+            dataset = _Dataset(self, label)
+            if not (dataset.folder / LABELS_FILE).exists():
+                continue
+            found = {}
+            for model, changes in chosen.items():
+                rows = [
+                    _read(dataset.path(model, self._key(model, changes), seed))
+                    for seed in self.config.seeds
+                ]
+                if any(rows):
+                    found[model] = [row for row in rows if row]
+            datasets[label] = {
+                "labels": files.read_json(dataset.folder / LABELS_FILE),
+                "models": found,
+            }
+        sweeps = {
+            setting: self._swept(first, setting, chosen.get("m2m", {}))
+            for setting in self.config.sweeps
+        }
+        return {"search": search, "datasets": datasets, "sweeps": sweeps}
+
+    def _swept(self, dataset, setting, changes):
+        rows = {}
+        for value in self.config.sweeps[setting]:
+            name = f"sweep_{setting}_{value}"
+            found = sorted(dataset.folder.glob(f"{name}-*-seed*.json"))
+            rows[value] = [files.read_json(path) for path in found]
+        return rows
+
+    def _search(self, dataset, model):
+        """The best changes of a model, by the first dataset's validation."""
+        trials = self._tried(dataset, model)
+        for trial in trials:
+            if trial["result"] is None:
+                trial["result"] = self._run(
+                    dataset, model, trial["changes"], trial["path"], None
+                )
+        return _best(trials)
+
+    def _tried(self, dataset, model):
+        candidates = (
+            self.config.tree_search if model in TREES else self.config.search
+        )
+        trials = []
+        for changes in candidates or ({},):
+            path = None
+            result = {}
+            if len(candidates) > 1:
+                key = self._key(model, changes)
+                path = dataset.path(model, key, self.config.seeds[0], "search")
+                result = _read(path)
+            trials.append({"changes": changes, "path": path, "result": result})
+        return (
+            trials
+            if len(candidates) > 1
+            else [trials[0] | {"result": {"validation_deviance": None}}]
+        )
+
+    def _key(self, model, changes):
+        if model in TREES:
+            return fingerprint(changes, TREES[model])
+        return fingerprint(*self._settings(model, changes))
+
+    def _settings(self, model, changes):
+        settings, train = self.config.changed(changes)
+        own = (NETWORKS | ABLATIONS)[model]
+        return dataclasses.replace(settings, **own), train
+
+    def _score(self, dataset, model, changes, seed, name=None):
+        key = self._key(model, changes)
+        path = dataset.path(name or model, key, seed)
+        if not path.exists():
+            self._run(dataset, model, changes, path, seed, name)
+
+    def _run(self, dataset, model, changes, path, seed, name=None):
+        """Trains and scores one run; seed None: a search, on validation."""
+        data = dataset.prepare()
+        searched = seed is None
+        seed = self.config.seeds[0] if searched else seed
+        split = "validation" if searched else "test"
+        self.report(f"{dataset.label}: {name or model}, seed {seed}, {split}")
+        started = time.monotonic()
+        if model in TREES:
+            result = self._run_trees(data, model, changes, seed, split)
+        else:
+            folder = dataset.work / "trainings" / path.stem
+            result = self._run_network(
+                data, model, changes, seed, split, folder
+            )
+            # What is worth keeping is in the result.
+            shutil.rmtree(folder)
+        forecasts = result.pop("forecasts")
+        result |= {
+            "dataset": dataset.label,
+            "model": name or model,
+            "seed": seed,
+            "split": split,
+            "changes": changes,
+            "seconds": round(time.monotonic() - started),
+            "versions": _versions(),
+        }
+        scores = dataset.score(data, split, forecasts)
+        if searched:
+            labels = dataset.labels(data, split)
+            result["validation_deviance"] = float(
+                comparison.overall(
+                    comparison.cell_values(scores, labels, "deviance")
+                )
+            )
+        else:
+            result["sums"] = comparison.to_lists(scores)
+        files.write_compact_json(path, result)
+        return result
+
+    def _run_network(self, data, model, changes, seed, split, folder):
+        settings, train = self._settings(model, changes)
+        history = training.train(
+            data, settings, dataclasses.replace(train, seed=seed), folder
+        )
+        network = training.load_model(folder)
+        told = evaluation_run.forecast_split(data, network, split)
+        result = {
+            "settings": {
+                "model": to_values(settings),
+                "training": to_values(train),
+            },
+            "parameters": network.count_params(),
+            "epochs": len(history),
+            "validation_loss": min(row["val_loss"] for row in history),
+            "forecasts": {
+                "mean": told.forecasts[network.name],
+                "median": told.forecasts[network.name + MEDIAN_SUFFIX],
+            },
+        }
+        if told.intervals is not None:
+            interval = evaluate_intervals(
+                told.y_true,
+                told.intervals,
+                told.scenario,
+                data.spec.task_names,
+                data.preprocessor.scenario_names,
+            )
+            result["interval"] = {
+                name: round(interval[name], 4)
+                for name in ("level", "coverage", "closed")
+            }
+        return result
+
+    def _run_trees(self, data, model, changes, seed, split):
+        from m2m_tf.baselines import lightgbm
+
+        forecasts = evaluation_run.lightgbm_forecasts(
+            data, split, seed, trees=changes, **TREES[model]
+        )
+        return {
+            "settings": changes | TREES[model],
+            "forecasts": {
+                "mean": forecasts[lightgbm.POISSON],
+                "median": forecasts[lightgbm.MEDIAN],
+            },
+        }
+
+
+class _Dataset:
+    """Tables, records and result files of one dataset of a study."""
+
+    def __init__(self, study, label, lookback=None):
+        self.label = label
+        self.folder = study.results / label
+        self.work = study.runs / f"compare_{study.config.name}" / label
+        self._source = study.config.data[label]
+        self._lookback = lookback
+        self._report = study.report
+        self._samples = {}
+
+    def path(self, name, key, seed, kind=""):
+        prefix = f"{kind}_" if kind else ""
+        return self.folder / f"{prefix}{name}-{key[:8]}-seed{seed}.json"
+
+    @property
+    def spec_path(self):
+        if isinstance(self._source, pathlib.Path):
+            return self._source
+        return self.work / "tables" / "spec.yaml"
+
+    def prepare(self) -> ForecastData:
+        """The data, prepared at the first call, and the labels' file."""
+        if not self.spec_path.exists():
+            self._report(f"{self.label}: making tables")
+            write_source_tables(self._source, self.spec_path.parent)
+        spec = DatasetSpec.load(self.spec_path)
+        if self._lookback is not None:
+            spec = dataclasses.replace(spec, lookback=self._lookback)
+        data = ForecastData.prepare(spec, self.work / "records")
+        if self._lookback is None:
+            self._write_labels(data)
+        return data
+
+    def labels(self, data, split):
+        return self._sample(data, split)["labels"]
+
+    def score(self, data, split, forecasts):
+        sample = self._sample(data, split)
+        return comparison.forecast_sums(
+            sample["y_true"],
+            forecasts["mean"],
+            forecasts["median"],
+            sample["scenario"],
+            sample["groups"],
+            sample["num_scenarios"],
+        )
+
+    def _sample(self, data, split):
+        """Labels, scenarios and groups of a split, and naive forecasts."""
+        if split not in self._samples:
+            parts = {}
+            for raw in data.raw(split, 1024).as_numpy_iterator():
+                row = {
+                    "y_true": raw[windows.LABELS],
+                    "entity": raw["entity"].astype(str),
+                    "name": raw["scenario"].astype(str),
+                    "cutoff": raw["cutoff"],
+                    **naive.naive_forecasts(data.spec, raw),
+                }
+                for name, values in row.items():
+                    parts.setdefault(name, []).append(values)
+            sample = {k: np.concatenate(x) for k, x in parts.items()}
+            names = data.preprocessor.scenario_names
+            known = {name: index for index, name in enumerate(names)}
+            sample["scenario"] = np.array(
+                [known.get(name, 0) for name in sample["name"]]
+            )
+            sample["groups"] = comparison.entity_groups(sample["entity"])
+            sample["num_scenarios"] = len(names)
+            sample["labels"] = comparison.label_sums(
+                sample["y_true"],
+                sample["scenario"],
+                sample["groups"],
+                len(names),
+            )
+            self._samples[split] = sample
+        return self._samples[split]
+
+    def _write_labels(self, data):
+        """What all runs on the dataset share, once."""
+        path = self.folder / LABELS_FILE
+        if path.exists():
+            return
+        sample = self._sample(data, "test")
+        forecasts = {
+            name: (sample[name], sample[name])
+            for name in (naive.LAST_WEEK, naive.HISTORY_MEAN)
+        }
+        truth = self.spec_path.parent / "true_rates.parquet"
+        if truth.exists():
+            forecasts["true_rates"] = _true_rates(data.spec, sample, truth)
+        counts = {}
+        for split in windows.SPLIT_NAMES:
+            chosen = self._sample(data, split)
+            counts[split] = np.bincount(
+                chosen["scenario"], minlength=chosen["num_scenarios"]
+            ).tolist()
+        del self._samples["train"]
+        values = {
+            "data": self._source
+            if isinstance(self._source, str)
+            else to_values(self._source)
+            if dataclasses.is_dataclass(self._source)
+            else self._source.name,
+            "fingerprint": table_fingerprints(self.spec_path),
+            "description": data.spec.description,
+            "tasks": list(data.spec.task_names),
+            "scenarios": list(data.preprocessor.scenario_names),
+            "samples": counts,
+            "entities": len(np.unique(sample["entity"])),
+            "labels": comparison.to_lists(sample["labels"]),
+            "forecasts": {
+                name: comparison.to_lists(
+                    self.score(data, "test", {"mean": mean, "median": median})
+                )
+                for name, (mean, median) in forecasts.items()
+            },
+        }
+        files.write_compact_json(path, values)
+
+
+def _true_rates(spec, sample, path):
+    """Best possible means and medians of the samples, `[N, T]` each."""
+    rows = pl.DataFrame(
+        {
+            spec.entity: sample["entity"],
+            spec.scenario: sample["name"],
+            "cutoff": pl.Series(sample["cutoff"].astype("int32")).cast(pl.Date),
+        }
+    )
+    joined = rows.join(
+        pl.read_parquet(path),
+        on=[spec.entity, spec.scenario, "cutoff"],
+        how="left",
+        maintain_order="left",
+    )
+    return tuple(
+        joined.select(
+            [pl.col(f"{task}_{kind}") for task in spec.task_names]
+        ).to_numpy()
+        for kind in ("mean", "median")
+    )
+
+
+def _best(trials):
+    """Changes of the trial with the least validation deviance."""
+    if len(trials) == 1:
+        return trials[0]["changes"]
+    return min(
+        trials, key=lambda trial: trial["result"]["validation_deviance"]
+    )["changes"]
+
+
+def _read(path):
+    return files.read_json(path) if path.exists() else None
+
+
+def _versions():
+    found = {}
+    for name in _PACKAGES:
+        try:
+            found[name] = importlib.metadata.version(name)
+        except importlib.metadata.PackageNotFoundError:
+            continue
+    return found

@@ -1,0 +1,117 @@
+import dataclasses
+import json
+
+import pytest
+from tables import SMALL_MODEL, SMALL_TRAINING, write_clinic_tables
+
+from m2m_tf.config import ConfigError, StudyConfig, to_values
+from pipelines import compare
+from pipelines.compare import StudyError, run_study
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    spec = write_clinic_tables(tmp_path_factory.mktemp("study"))
+    return StudyConfig(
+        name="clinics",
+        data={"clinics": spec},
+        model=dataclasses.replace(SMALL_MODEL, likelihood="hurdle"),
+        training=dataclasses.replace(SMALL_TRAINING, epochs=1),
+        models=("m2m", "m2m_without_meta_tower", "mmoe"),
+        seeds=(0, 1),
+        search=(
+            {"training": {"learning_rate": 0.001}},
+            {"training": {"learning_rate": 0.01}},
+        ),
+        sweeps={"knowledge_dim": (2, 4), "lookback": (14, 28)},
+    )
+
+
+@pytest.fixture(scope="module")
+def folders(config, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("compare")
+    run_study(config, folder / "results", folder / "runs")
+    return folder
+
+
+@pytest.mark.slow
+def test_page_tells_every_model_and_what_it_was_made_by(folders):
+    page = (folders / "results" / "clinics.md").read_text()
+    for text in (
+        "m2m_without_meta_tower",
+        "| mmoe | 2 |",
+        "last_week",
+        "### M2M minus rival: NMAE",
+        "learning_rate 0.01",
+        "tensorflow",
+        "80 % intervals",
+    ):
+        assert text in page, text
+    assert (folders / "results/clinics/clinics_differences.png").exists()
+
+
+@pytest.mark.slow
+def test_one_small_file_for_each_run(folders):
+    files = list((folders / "results/clinics/clinics").glob("*-seed*.json"))
+    searched = [path for path in files if path.name.startswith("search_")]
+    assert (len(files), len(searched)) == (3 * 2 + 3 * 2, 3 * 2)
+    assert max(path.stat().st_size for path in files) < 100_000
+    run = json.loads(next(p for p in files if p not in searched).read_text())
+    assert run["split"] == "test" and set(run["sums"]) >= {"mean_error"}
+    searched = json.loads(searched[0].read_text())
+    assert searched["split"] == "validation" and "sums" not in searched
+
+
+@pytest.mark.slow
+def test_goes_on_where_it_stopped(config, folders, monkeypatch):
+    results = folders / "results" / "clinics" / "clinics"
+    gone = next(results.glob("mmoe-*-seed1.json"))
+    before = gone.read_text()
+    gone.unlink()
+    started = []
+    run = compare._Study._run
+
+    def counted(self, dataset, model, *rest, **options):
+        started.append(model)
+        return run(self, dataset, model, *rest, **options)
+
+    monkeypatch.setattr(compare._Study, "_run", counted)
+    run_study(config, folders / "results", folders / "runs")
+    assert started == ["mmoe"]
+    ours, theirs = json.loads(gone.read_text()), json.loads(before)
+    assert ours["sums"] == theirs["sums"]
+
+
+@pytest.mark.slow
+def test_sweeps_train_m2m_with_each_value(config, folders):
+    for sweep in config.sweeps:
+        run_study(config, folders / "results", folders / "runs", sweep=sweep)
+    page = (folders / "results" / "clinics.md").read_text()
+    assert "### knowledge_dim" in page and "### lookback" in page
+    assert (folders / "results/clinics/sweep_lookback.png").exists()
+
+
+def test_unknown_sweep_is_refused_before_work(config, tmp_path):
+    with pytest.raises(StudyError, match="one of.*lookback.*'depth'"):
+        run_study(config, tmp_path / "r", tmp_path / "w", sweep="depth")
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(
+    "changes, message",
+    [
+        ({"models": ["m2m", "gpt"]}, "`models` must be some of.*'gpt'"),
+        ({"sweeps": {"depth": [1]}}, "`sweeps` must name.*'depth'"),
+        ({"search": [{"model": {"depth": 1}}]}, "depth: is not a setting"),
+        ({"search": [{"data": {}}]}, "changes of `model` and `training`"),
+        ({"seeds": []}, "seeds"),
+    ],
+)
+def test_wrong_configs_say_what_is_wrong(config, changes, message, tmp_path):
+    values = to_values(config) | changes
+    for key in ("model", "training"):
+        values[key] = {}
+    path = tmp_path / "study.yaml"
+    path.write_text(json.dumps(values))
+    with pytest.raises(ConfigError, match=message):
+        StudyConfig.load(path)

@@ -1,0 +1,121 @@
+import numpy as np
+import pytest
+
+from m2m_tf import comparison
+from m2m_tf.metrics import score_cells
+
+
+@pytest.fixture
+def sample():
+    rng = np.random.default_rng(0)
+    n = 4000
+    y_true = rng.poisson(2.0, (n, 2)).astype("float64")
+    entity = np.array([f"e{i % 300}" for i in range(n)])
+    return {
+        "y_true": y_true,
+        "scenario": rng.integers(0, 3, n),
+        "groups": comparison.entity_groups(entity),
+        "mean": rng.gamma(2.0, 1.0, (n, 2)),
+        "median": rng.poisson(2.0, (n, 2)).astype("float64"),
+    }
+
+
+def sums_of(sample, **changes):
+    part = sample | changes
+    labels = comparison.label_sums(
+        part["y_true"], part["scenario"], part["groups"], 3
+    )
+    return labels, comparison.forecast_sums(
+        part["y_true"],
+        part["mean"],
+        part["median"],
+        part["scenario"],
+        part["groups"],
+        3,
+    )
+
+
+def test_cell_values_are_those_of_the_metrics(sample):
+    labels, sums = sums_of(sample)
+    for forecast, prefix in (("mean", ""), ("median", "median_")):
+        scores = score_cells(
+            sample["y_true"], sample[forecast], sample["scenario"], 3
+        )
+        for metric in ("nmae", "smape"):
+            np.testing.assert_allclose(
+                comparison.cell_values(sums, labels, prefix + metric),
+                scores[metric],
+            )
+        if forecast == "mean":
+            np.testing.assert_allclose(
+                comparison.cell_values(sums, labels, "deviance"),
+                scores["poisson_deviance"],
+            )
+
+
+def test_an_entity_is_always_in_the_same_group():
+    first = comparison.entity_groups(["a", "b", "c"])
+    again = comparison.entity_groups(["c", "a", "a", "b"])
+    assert again.tolist() == [first[2], first[0], first[0], first[1]]
+    many = comparison.entity_groups([f"x{i}" for i in range(2000)])
+    assert len(np.unique(many)) == comparison.NUM_GROUPS
+
+
+def test_equal_runs_differ_by_nothing(sample):
+    labels, sums = sums_of(sample)
+    result = comparison.difference([sums], [sums], labels, "nmae")
+    assert result == (0.0, 0.0, 0.0)
+
+
+def test_a_better_forecast_has_an_interval_below_zero(sample):
+    labels, sums = sums_of(sample)
+    _, better = sums_of(sample, mean=np.full_like(sample["mean"], 2.0))
+    value, low, high = comparison.difference([better], [sums], labels, "nmae")
+    assert low < value < high < 0
+    plain = comparison.overall(
+        comparison.cell_values(better, labels, "nmae")
+    ) - comparison.overall(comparison.cell_values(sums, labels, "nmae"))
+    assert value == pytest.approx(plain)
+
+
+def test_interval_has_the_width_of_the_spread_over_samples(sample):
+    # Two forecasts of equal quality: over new samples the difference varies
+    # about as much as the bootstrap of one sample says.
+    rng = np.random.default_rng(1)
+    differences, widths = [], []
+    for _ in range(40):
+        changes = {
+            "y_true": rng.poisson(2.0, sample["y_true"].shape).astype(float)
+        }
+        labels, ours = sums_of(
+            sample, mean=rng.gamma(2.0, 1.0, sample["mean"].shape), **changes
+        )
+        _, theirs = sums_of(
+            sample, mean=rng.gamma(2.0, 1.0, sample["mean"].shape), **changes
+        )
+        value, low, high = comparison.difference(
+            [ours], [theirs], labels, "nmae"
+        )
+        differences.append(value)
+        widths.append((high - low) / (2 * 1.96))
+    assert 0.6 < np.mean(widths) / np.std(differences) < 1.5
+
+
+def test_seeds_widen_the_interval(sample):
+    labels, sums = sums_of(sample)
+    _, worse = sums_of(sample, mean=sample["mean"] + 1.0)
+    _, other = sums_of(sample, mean=np.full_like(sample["mean"], 2.0))
+    _, low, high = comparison.difference(
+        [sums] * 2, [other] * 2, labels, "nmae"
+    )
+    _, wide_low, wide_high = comparison.difference(
+        [sums, worse], pair, labels, "nmae"
+    )
+    assert wide_high - wide_low > 2 * (high - low)
+
+
+def test_lists_keep_six_digits(sample):
+    _, sums = sums_of(sample)
+    lists = comparison.to_lists(sums)
+    for name, values in sums.items():
+        np.testing.assert_allclose(lists[name], values, rtol=1e-5)
