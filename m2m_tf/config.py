@@ -326,11 +326,41 @@ TRAINING_PRESETS = {
 
 
 @dataclass(frozen=True, config=_STRICT)
-class SourceSettings:
-    """Tables that a run makes itself before it validates them."""
+class CompleteJourneySource:
+    """Tables of the demo, see `data.sources.complete_journey`.
+
+    Args:
+        name: Tells sources apart.
+        bookings: Whether placements are known a week ahead.
+    """
 
     name: Literal["complete_journey"]
     bookings: bool = True
+
+
+@dataclass(frozen=True, config=_STRICT)
+class SimulatorSource:
+    """Tables of simulated advertisers, see `data.sources.simulator`.
+
+    Args:
+        name: Tells sources apart.
+        advertisers: Number of advertisers.
+        days: Days simulated.
+        seed: Seeds the advertisers.
+        scenario_dependence: False gives all scenarios the same mechanisms.
+    """
+
+    name: Literal["simulator"]
+    advertisers: _Count = 2500
+    days: Annotated[int, Field(ge=140)] = 240
+    seed: Annotated[int, Field(ge=0)] = 0
+    scenario_dependence: bool = True
+
+
+# Tables that a run makes itself before it validates them.
+SourceSettings = Annotated[
+    CompleteJourneySource | SimulatorSource, Field(discriminator="name")
+]
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -91,6 +91,31 @@ def _parser():
 
     command = _command(
         commands,
+        "simulate",
+        _simulate,
+        "write tables of simulated advertisers, best forecasts included",
+        "m2m-tf simulate simulated --advertisers 2500",
+    )
+    command.add_argument("output", type=pathlib.Path)
+    for name, default, text in (
+        ("advertisers", 2500, "number of advertisers"),
+        ("days", 240, "days simulated"),
+        ("seed", 0, "seeds the advertisers"),
+    ):
+        command.add_argument(
+            f"--{name}",
+            type=int,
+            default=default,
+            help=f"{text} (default: {default})",
+        )
+    command.add_argument(
+        "--same-mechanisms",
+        action="store_true",
+        help="switch the dependence of mechanisms on the scenario off",
+    )
+
+    command = _command(
+        commands,
         "compare",
         _compare,
         "train and score rivals, ablations and seeds side by side",
@@ -189,6 +214,21 @@ def _redo(options):
         force=options.step,
     )
     print(f"results: {folder}")
+
+
+def _simulate(options):
+    from m2m_tf import files
+    from m2m_tf.data.sources import simulator
+
+    with files.replacing(options.output) as temporary:
+        simulator.write_tables(
+            temporary,
+            advertisers=options.advertisers,
+            days=options.days,
+            seed=options.seed,
+            scenario_dependence=not options.same_mechanisms,
+        )
+    print(f"tables: {options.output / 'spec.yaml'}")
 
 
 def _compare(options):

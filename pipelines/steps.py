@@ -26,10 +26,15 @@ def make_tables(work) -> None:
 
 def write_source_tables(source, folder) -> None:
     """Writes a source's tables to a folder, whole or not at all."""
-    from m2m_tf.data.sources import complete_journey
+    from m2m_tf.data.sources import complete_journey, simulator
 
+    options = to_values(source)
+    makers = {
+        "complete_journey": complete_journey.write_tables,
+        "simulator": simulator.write_tables,
+    }
     with files.replacing(folder) as temporary:
-        complete_journey.write_tables(temporary, bookings=source.bookings)
+        makers[options.pop("name")](temporary, **options)
 
 
 def make_records(work) -> None:

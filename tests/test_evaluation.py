@@ -3,8 +3,14 @@ import math
 
 import numpy as np
 import pytest
+from scipy import stats
 
-from m2m_tf.evaluation import evaluate_forecasts, format_table
+from m2m_tf.evaluation import (
+    evaluate_forecasts,
+    evaluate_intervals,
+    format_interval,
+    format_table,
+)
 
 TASKS = ["clicks", "sales"]
 SCENARIOS = ["shelf", "display", "coupon"]
@@ -129,3 +135,43 @@ def test_errors(changes, message):
 def test_table_rejects_unknown_forecast(result):
     with pytest.raises(ValueError, match="must be one of .*'mmoe'"):
         format_table(result, cells_of="mmoe")
+
+
+def test_interval_of_a_right_distribution_covers_its_level():
+    """Poisson labels with their own levels: 0.8 in cells of any rate."""
+    rng = np.random.default_rng(0)
+    n, rates = 40_000, np.array([0.1, 3.0])
+    y = rng.poisson(rates, (n, 2))
+    result = evaluate_intervals(
+        y,
+        {
+            "lower": np.broadcast_to(stats.poisson.ppf(0.1, rates), y.shape),
+            "upper": np.broadcast_to(stats.poisson.ppf(0.9, rates), y.shape),
+            "below": stats.poisson.cdf(y - 1, rates),
+            "up_to": stats.poisson.cdf(y, rates),
+        },
+        np.zeros(n, int),
+        ["rare", "often"],
+        ["tv"],
+    )
+    for cell in result["cells"]:
+        assert cell["coverage"] == pytest.approx(0.8, abs=0.01)
+        assert cell["closed"] > 0.85
+    assert "80% interval: 80." in format_interval(result)
+
+
+def test_interval_of_amounts_is_in_or_out():
+    level = np.array([[0.05], [0.1], [0.5], [0.95]])
+    result = evaluate_intervals(
+        np.array([[1.0], [2.0], [3.0], [9.0]]),
+        {
+            "lower": np.full((4, 1), 2.0),
+            "upper": np.full((4, 1), 8.0),
+            "below": level,
+            "up_to": level,
+        },
+        np.zeros(4, int),
+        ["sales"],
+        ["tv"],
+    )
+    assert result["coverage"] == result["closed"] == 0.5

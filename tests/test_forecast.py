@@ -5,7 +5,14 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from m2m_tf.forecast import poisson_median
+from m2m_tf.config import Task
+from m2m_tf.forecast import (
+    hurdle_cdf,
+    hurdle_quantile,
+    poisson_median,
+    task_forecasts,
+)
+from m2m_tf.losses import hurdle_negative_log_likelihood
 
 
 def slow_median(rate):
@@ -44,3 +51,53 @@ def test_stays_close_to_large_rates():
 def test_rejects_what_is_no_rate(rate):
     with pytest.raises(ValueError, match="`rate` must be finite and not"):
         poisson_median([1.0, rate])
+
+
+PARAMETERS = np.array(
+    [[0.3, -1.0, 1.2, -0.5], [1.0, 2.0, 0.1, 0.4], [0.0, 0.1, 3.0, -1.5]],
+    "float32",
+)
+
+
+@pytest.mark.parametrize("parameters", PARAMETERS)
+@pytest.mark.parametrize("level", [0.05, 0.1, 0.3, 0.5, 0.9, 0.99])
+def test_quantile_of_counts_is_the_least_value_that_reaches_the_level(
+    parameters, level
+):
+    counts = np.arange(5000, dtype="float32")
+    repeated = np.repeat(parameters[None], len(counts), 0)
+    losses = hurdle_negative_log_likelihood(counts, repeated)
+    reached = np.cumsum(np.exp(-np.asarray(losses, "float64")))
+    expected = counts[np.argmax(reached >= level)]
+    assert float(hurdle_quantile(parameters, level, True)) == expected
+
+
+@pytest.mark.parametrize("parameters", PARAMETERS)
+def test_levels_of_counts_are_sums_of_probabilities(parameters):
+    counts = np.arange(200, dtype="float32")
+    repeated = np.repeat(parameters[None], len(counts), 0)
+    below, up_to = hurdle_cdf(repeated, counts, True)
+    each = np.exp(-np.asarray(hurdle_negative_log_likelihood(counts, repeated)))
+    np.testing.assert_allclose(up_to - below, each, atol=1e-4)
+    np.testing.assert_allclose(below[1:], up_to[:-1], atol=1e-6)
+
+
+@pytest.mark.parametrize("parameters", PARAMETERS)
+@pytest.mark.parametrize("level", [0.3, 0.9, 0.95])
+def test_quantile_of_amounts_has_the_level(parameters, level):
+    value = hurdle_quantile(parameters, level, False)
+    below, up_to = hurdle_cdf(parameters, value, False)
+    if float(value) == 0:
+        assert float(up_to) >= level
+    else:
+        assert float(up_to) == pytest.approx(level, abs=1e-5)
+        assert float(below) == pytest.approx(level, abs=1e-5)
+
+
+def test_forecasts_of_a_binary_task_are_at_most_one():
+    told = task_forecasts(PARAMETERS, Task("won", "won", "binary"), True)
+    assert set(told) == {"mean", "median", "lower", "upper"}
+    assert all(float(np.max(values)) <= 1 for values in told.values())
+    assert all(values.shape == (3, 1) for values in told.values())
+    (mean,) = task_forecasts(PARAMETERS[:, :1], Task("a", "a"), True).values()
+    np.testing.assert_allclose(mean, np.exp(PARAMETERS[:, :1]), rtol=1e-6)

@@ -7,7 +7,13 @@ import pytest
 import tensorflow as tf
 from hypothesis import given, settings, strategies as st
 
-from m2m_tf.losses import PoissonLogRate, poisson_log_rate
+from m2m_tf.losses import (
+    HurdleLoss,
+    PoissonLogRate,
+    hurdle_negative_log_likelihood,
+    joint_hurdle,
+    poisson_log_rate,
+)
 
 
 def elements(y_true, log_rate):
@@ -156,3 +162,70 @@ def test_compiled_model_minimises_the_joint_loss(tmp_path):
     reloaded = keras.models.load_model(tmp_path / "model.keras")
     again = reloaded.evaluate(x, y, batch_size=8, verbose=0, return_dict=True)
     assert again["loss"] == pytest.approx(loss["loss"], rel=1e-6)
+
+
+PARAMETERS = [
+    [0.3, -1.0, 1.2, -0.5],
+    [1.0, 2.0, 0.1, 0.4],
+    [0.0, 0.0, 5.0, -2.5],
+]
+
+
+def reference_likelihood(y, zero_logit, location, log_scale):
+    """Float64, with the difference of two distribution functions as it is."""
+    zero = 1 / (1 + math.exp(-zero_logit))
+    if y == 0:
+        return zero
+
+    def up_to(value):
+        z = (math.log(value) - location) / math.exp(log_scale)
+        return 1 / (1 + math.exp(-z))
+
+    return (1 - zero) * (up_to(y + 0.5) - (up_to(y - 0.5) if y > 1 else 0))
+
+
+@pytest.mark.parametrize("parameters", PARAMETERS)
+@pytest.mark.parametrize("y", [0.0, 0.4, 1.0, 2.0, 7.0, 40.25, 180.0])
+def test_hurdle_equals_the_reference(parameters, y):
+    loss = hurdle_negative_log_likelihood([y], [parameters])
+    expected = -math.log(reference_likelihood(y, *parameters[1:]))
+    assert float(loss[0]) == pytest.approx(expected, rel=2e-3)
+
+
+@pytest.mark.parametrize("parameters", PARAMETERS)
+def test_hurdle_probabilities_of_all_counts_add_up_to_one(parameters):
+    counts = np.arange(100_000, dtype="float32")
+    losses = hurdle_negative_log_likelihood(
+        counts, np.repeat([parameters], len(counts), 0)
+    )
+    assert np.exp(-losses).sum() == pytest.approx(1, abs=2e-3)
+
+
+@settings(max_examples=60, deadline=None, derandomize=True)
+@given(
+    y=st.floats(0, 1e6, width=32),
+    parameters=st.tuples(
+        st.floats(-20, 20),
+        st.floats(-20, 20),
+        st.floats(-15, 15),
+        st.floats(-3, 3),
+    ),
+)
+def test_hurdle_loss_and_gradient_are_finite(y, parameters):
+    parameters = tf.constant([parameters], "float32")
+    with tf.GradientTape() as tape:
+        tape.watch(parameters)
+        loss = hurdle_negative_log_likelihood([y], parameters)
+    assert np.isfinite(loss).all()
+    assert np.isfinite(tape.gradient(loss, parameters)).all()
+
+
+def test_hurdle_loss_adds_the_weighted_likelihood():
+    y_true, parameters = [[2.0], [0.0], [5.0]], np.array(PARAMETERS, "float32")
+    mean = poisson_log_rate(y_true, parameters[:, :1])[:, 0]
+    shape = hurdle_negative_log_likelihood(y_true, parameters)
+    assert float(HurdleLoss(0.5)(y_true, parameters)) == pytest.approx(
+        float(tf.reduce_mean(mean + 0.5 * shape)), rel=1e-6
+    )
+    # Each likelihood weighs 1 in the joint loss, whatever its λ.
+    assert joint_hurdle({"sales": 0.25})["sales"].shape_weight == 4.0

@@ -17,6 +17,7 @@ from m2m_tf.layers.meta_unit import DenseUnit, MetaUnit, TaskMetaUnit
 from m2m_tf.layers.scenario_knowledge import ScenarioKnowledge
 from m2m_tf.layers.sequence_encoder import SequenceEncoder
 from m2m_tf.layers.task_dense import TaskDense
+from m2m_tf.layers.task_relation_attention import TaskRelationAttention
 from m2m_tf.layers.task_views import TaskViews
 
 __all__ = [
@@ -36,5 +37,6 @@ __all__ = [
     "SequenceEncoder",
     "TaskDense",
     "TaskMetaUnit",
+    "TaskRelationAttention",
     "TaskViews",
 ]

@@ -9,12 +9,21 @@ from m2m_tf.models.cross_stitch import cross_stitch
 from m2m_tf.models.forecast_model import ForecastModel as ForecastModel
 from m2m_tf.models.m2m import expert_attention as expert_attention, m2m as m2m
 from m2m_tf.models.mmoe import mmoe
+from m2m_tf.models.mran import mran
 from m2m_tf.models.shared_bottom import shared_bottom
 from m2m_tf.models.single_task import single_task
 
 BUILDERS = {
     builder.__name__: builder
-    for builder in (m2m, single_task, shared_bottom, cross_stitch, mmoe, cgc)
+    for builder in (
+        m2m,
+        single_task,
+        shared_bottom,
+        cross_stitch,
+        mmoe,
+        mran,
+        cgc,
+    )
 }
 # Settings that only some builders have a use for. The rest are for all, so
 # that one word in a config swaps the model.

@@ -18,6 +18,7 @@ def multi_task_model(
     l2,
     label_means,
     stitched=False,
+    encode=None,
     **backbone_options,
 ) -> ForecastModel:
     """Inputs → backbone → `represent` → a tower per task → heads.
@@ -29,20 +30,21 @@ def multi_task_model(
     Args:
         name: Name of the model.
         spec: Sizes of the inputs.
-        represent: Function of F `[batch, D]` and a regularizer, giving a
-            representation of each task `[batch, num_tasks, view_dim]`.
+        represent: Function of what `encode` gives and a regularizer, giving
+            a representation of each task `[batch, num_tasks, view_dim]`.
         view_dim: Width of each tower layer.
         num_tower_layers: Dense layers of a tower.
         history_offset, likelihood, l2, label_means: See `ModelSettings` and
             `m2m`.
         stitched: Whether a cross-stitch unit stands before each tower layer.
-        **backbone_options: Arguments of `backbone.feature_vector`.
+        encode: Function of inputs, spec and regularizer that encodes them;
+            None: `features_with_attributes`, giving F `[batch, D]`.
+        **backbone_options: Further arguments of `encode`.
     """
     inputs = backbone.model_inputs(spec)
     regularizer = backbone.make_regularizer(l2)
-    features = features_with_attributes(
-        inputs, spec, regularizer, **backbone_options
-    )
+    encode = encode or features_with_attributes
+    features = encode(inputs, spec, regularizer, **backbone_options)
     hidden = represent(features, regularizer)
     for index in range(num_tower_layers):
         if stitched:

@@ -42,7 +42,7 @@ def backbone_weights(model):
     """Shapes of all weights but those of the parts in which models differ."""
     own = re.compile(
         "bottom|expert_views|gates|task_networks|cross_stitch|tower|"
-        "meta|task_views|scenario_knowledge"
+        "meta|task_views|scenario_knowledge|field_|task_relations"
     )
     return {
         weight.path: tuple(weight.shape)

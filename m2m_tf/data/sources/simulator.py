@@ -1,0 +1,535 @@
+"""Simulated advertisers whose best possible forecasts are known.
+
+Written from the premise of the paper (sections 1 and 3), never tuned on a
+model's scores. On day d advertiser a has in scenario s, task by task, the
+expected value given its state
+
+    log rate_t = base_st + size_a + quality_a q_t + budget_ad
+                 + own_as + demand_asd + season_ad + Σ_k W_stk(a) z_asdk
+
+while its campaign in s is on, and 0 while it is off. Budget, demand and the
+intensity of its behaviours are AR(1) processes; campaigns start and stop by a
+Markov chain; advertisers leave for good with a hazard of their own. z is the
+exponential mean (decay 1/10 a day) of 2.5 log(1 + behaviour count), so what
+an advertiser does works for days.
+
+W is the mechanism: how behaviour k moves task t in scenario s,
+
+    W_stk(a) = w tanh(Σ_i x_si M_itk + Σ_i x_si P_itk(category of a))
+
+with x_s the centred attributes of the scenario and M, P drawn once: the same
+behaviour raises clicks in one scenario and lowers them in another, and for
+another category otherwise. Without scenario dependence every scenario has the
+x of the major one, so that mechanisms differ by category alone; volumes still
+differ by scenario.
+
+Advertisers' totals in two scenarios go together through size, quality and
+budget and apart through `own`, whose variance sets the correlations of the
+paper's Table 1; the shares of scenarios are those of its Table 3. One minor
+scenario opens late in the training days, one after them.
+"""
+
+import dataclasses
+import datetime
+import os
+import pathlib
+
+import numpy as np
+import polars as pl
+import yaml
+from tqdm import tqdm
+
+from m2m_tf import files
+from m2m_tf.config import DatasetSpec
+from m2m_tf.data import windows
+
+START = datetime.date(2024, 1, 1)
+LOOKBACK, HORIZON, STRIDE = 40, 7, 7
+# Fewer days would leave no test cutoff after the gaps between the splits.
+MIN_DAYS = 140
+
+BEHAVIOR = [
+    "logins",
+    "bid_raises",
+    "budget_raises",
+    "creative_changes",
+    "keyword_adds",
+]
+TASKS = ["pv", "click", "expenditure", "gmv", "active_days"]
+CATEGORIES = 8
+
+SCENARIOS = pl.DataFrame(
+    [
+        ("sponsored_search", "search", "cpc", 0.9, 0.6, 0.4),
+        ("display", "banner", "cpm", 0.1, 0.9, 0.5),
+        ("star_shop", "shop", "cpm", 0.5, 0.7, 0.9),
+        ("news_feed", "feed", "cpc", 0.2, 0.8, 0.2),
+        ("brand_search", "search", "cpm", 0.8, 0.7, 1.0),
+        ("live", "feed", "cpm", 0.4, 0.8, 0.7),
+    ],
+    schema={
+        "scenario": pl.String,
+        "placement": pl.String,
+        "pricing": pl.String,
+        "intent": pl.Float32,
+        "visibility": pl.Float32,
+        "brand_focus": pl.Float32,
+    },
+    orient="row",
+)
+# Share of advertisers that ever run a campaign there (Table 3 by samples).
+_REACH = np.array([0.97, 0.020, 0.055, 0.29, 0.032, 0.030])
+# Share of the days after which a scenario opens.
+_OPENING = np.array([0.0, 0.0, 0.55, 0.0, 0.0, 0.87])
+# Spread of what an advertiser has of its own in a scenario: the correlations.
+_OWN = np.array([0.5, 0.9, 0.9, 0.55, 0.8, 0.8])
+_PV_BASE = np.array([4.2, 4.6, 4.0, 4.0, 3.2, 3.8])
+# Logs of clicks per view, cost per click and orders per click.
+_CLICK = np.array([-2.8, -4.2, -3.4, -3.4, -2.2, -3.2])
+_COST = np.array([-0.3, -0.9, -0.3, -0.6, 0.3, -0.3])
+_ORDER = np.array([-2.6, -3.6, -2.8, -3.4, -1.9, -2.9])
+_QUALITY = np.array([0.1, 0.5, 0.3, 0.8])
+_MECHANISM = 0.35
+_BASKET_SPREAD = 0.6
+_VIEW_SHAPE = 3.0
+_DECAY = 0.1
+# Brings z of a running campaign to about 1.
+_STRENGTH = 2.5
+# The world is the same for every seed; only advertisers are drawn anew.
+_WORLD_SEED = 20220221
+_CHUNK = 500
+_CONTINUATIONS = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class World:
+    """What is drawn once: mechanisms and the categories' tastes.
+
+    Args:
+        mechanism: W before the category, `[S, 4, K]`, for the log rates of
+            views, clicks per view, cost per click, and orders per click.
+        by_category: What a category adds, `[C, S, 4, K]`.
+    """
+
+    mechanism: np.ndarray
+    by_category: np.ndarray
+
+    def weights(self, category) -> np.ndarray:
+        """W of each advertiser, `[A, S, 4, K]`."""
+        return _MECHANISM * np.tanh(self.mechanism + self.by_category[category])
+
+
+def make_world(scenario_dependence: bool = True) -> World:
+    """Draws the mechanisms.
+
+    Args:
+        scenario_dependence: False gives every scenario the same ones.
+    """
+    rng = np.random.default_rng(_WORLD_SEED)
+    attributes = SCENARIOS.select(
+        (pl.col("placement") == "search").cast(pl.Float32).alias("search"),
+        (pl.col("placement") == "feed").cast(pl.Float32).alias("feed"),
+        (pl.col("pricing") == "cpc").cast(pl.Float32).alias("cpc"),
+        "intent",
+        "visibility",
+        "brand_focus",
+    ).to_numpy()
+    spread = attributes.std(0)
+    attributes = (attributes - attributes.mean(0)) / spread
+    if not scenario_dependence:
+        attributes = np.repeat(attributes[:1], len(attributes), 0)
+    width, num_behaviors = attributes.shape[1], len(BEHAVIOR)
+    shared = rng.normal(0, 0.5, (width, 4, num_behaviors))
+    own = rng.normal(0, 0.25, (CATEGORIES, width, 4, num_behaviors))
+    return World(
+        np.einsum("si,itk->stk", attributes, shared),
+        np.einsum("si,citk->cstk", attributes, own),
+    )
+
+
+def write_tables(
+    output_dir: str | os.PathLike,
+    advertisers: int = 2500,
+    days: int = 240,
+    seed: int = 0,
+    scenario_dependence: bool = True,
+) -> pathlib.Path:
+    """Writes `panel`, `profile`, `scenarios`, `true_rates` and `spec.yaml`.
+
+    `true_rates` holds, for each validation and test cutoff and each pair with
+    a campaign open to it, the best possible forecasts: `<task>_mean` and
+    `<task>_median` of the coming week given everything up to the cutoff, the
+    hidden state included, from 100 simulated continuations. Advertisers are
+    simulated 500 at a time, each group from a seed of its own, so that memory
+    does not grow with their number.
+
+    Args:
+        output_dir: Folder for the files; made when absent.
+        advertisers: Number of advertisers.
+        days: Days simulated, 140 at least.
+        seed: Seeds the advertisers.
+        scenario_dependence: False gives all scenarios the same mechanisms.
+
+    Returns:
+        The path of the written `spec.yaml`.
+
+    Raises:
+        ValueError: If there are too few advertisers or days, or the seed is
+            negative.
+    """
+    for name, value, least in (
+        ("advertisers", advertisers, 1),
+        ("days", days, MIN_DAYS),
+        ("seed", seed, 0),
+    ):
+        if value < least:
+            raise ValueError(
+                f"`{name}` must be {least} at least. Received: {name}={value}"
+            )
+    folder = pathlib.Path(output_dir)
+    spec = make_spec(days, scenario_dependence)
+    world = make_world(scenario_dependence)
+    splits = _splits(spec, folder)
+    cutoffs = [*splits.validation, *splits.test]
+    parts = {"panel": [], "profile": [], "true_rates": []}
+    chunks = range(0, advertisers, _CHUNK)
+    with files.replacing(folder / "parts") as temporary:
+        temporary.mkdir()
+        for number, first in enumerate(
+            tqdm(chunks, desc="simulating", unit=" groups")
+        ):
+            count = min(_CHUNK, advertisers - first)
+            tables = _simulate(world, first, count, days, seed, cutoffs)
+            for name, table in tables.items():
+                path = temporary / f"{name}-{number:06d}.parquet"
+                table.write_parquet(path)
+                parts[name].append(path)
+        for name, paths in parts.items():
+            with files.replacing(folder / f"{name}.parquet") as path:
+                pl.scan_parquet(paths).sink_parquet(path)
+        for path in temporary.iterdir():
+            path.unlink()
+    (folder / "parts").rmdir()
+    with files.replacing(folder / "scenarios.parquet") as path:
+        SCENARIOS.write_parquet(path)
+    # Last: a folder with a spec has its tables.
+    path = folder / "spec.yaml"
+    files.write_text(path, yaml.safe_dump(spec, sort_keys=False))
+    return path
+
+
+def make_spec(days: int, scenario_dependence: bool) -> dict:
+    """Plain values of the dataset spec."""
+    kind = "differ by" if scenario_dependence else "are the same in every"
+    return {
+        "name": "simulated_advertisers",
+        "description": "Simulated advertisers whose mechanisms "
+        f"{kind} scenario.",
+        "panel": "panel.parquet",
+        "profile": "profile.parquet",
+        "scenarios": "scenarios.parquet",
+        "entity": "advertiser",
+        "scenario": "scenario",
+        "date": "date",
+        "start": START.isoformat(),
+        "end": (START + datetime.timedelta(days=days - 1)).isoformat(),
+        "behavior": BEHAVIOR,
+        "performance": TASKS,
+        "profile_columns": {
+            "categorical": ["category", "business_scale", "star_level"],
+            "numeric": ["seller_age", "price_level"],
+        },
+        "scenario_columns": {
+            "categorical": ["placement", "pricing"],
+            "numeric": ["intent", "visibility", "brand_focus"],
+        },
+        "tasks": [
+            {"name": name, "column": name, "weight": "inverse_mean"}
+            for name in TASKS
+        ],
+        "lookback": LOOKBACK,
+        "horizon": HORIZON,
+        "stride": STRIDE,
+        "activity": "active_days",
+    }
+
+
+def _splits(spec, folder):
+    dates = {
+        key: datetime.date.fromisoformat(spec[key]) for key in ("start", "end")
+    }
+    paths = {
+        key: folder / spec[key] for key in ("panel", "profile", "scenarios")
+    }
+    columns = {
+        key: spec[key] for key in ("profile_columns", "scenario_columns")
+    }
+    return windows.make_splits(DatasetSpec(**spec | dates | paths | columns))
+
+
+@dataclasses.dataclass
+class _Advertisers:
+    """What stays as it is, arrays over A advertisers."""
+
+    size: np.ndarray
+    quality: np.ndarray
+    category: np.ndarray
+    seller_age: np.ndarray
+    price: np.ndarray
+    hazard: np.ndarray
+    season: np.ndarray  # [A, 2]: amplitude, phase
+    weekend: np.ndarray
+    eager: np.ndarray  # [A, K]: log intensity of behaviours
+    own: np.ndarray  # [A, S]
+    joins: np.ndarray  # [A, S]: ever runs a campaign there
+    start: np.ndarray  # [A, S]: daily probability to start
+    stop: np.ndarray  # [A, S]: daily probability to stop
+    weights: np.ndarray  # [A, S, 4, K]
+
+
+@dataclasses.dataclass
+class _State:
+    """What changes from day to day, arrays over `[..., A]` or `[..., A, S]`."""
+
+    alive: np.ndarray
+    running: np.ndarray
+    budget: np.ndarray
+    demand: np.ndarray
+    mood: np.ndarray  # [..., A, K]
+    effect: np.ndarray  # z, [..., A, S, K]
+
+    def repeated(self, times):
+        return _State(
+            *(
+                np.repeat(getattr(self, field.name)[None], times, 0)
+                for field in dataclasses.fields(self)
+            )
+        )
+
+
+def _simulate(world, first, count, days, seed, cutoffs):
+    people_seed, path_seed, future_seed = np.random.SeedSequence(
+        [seed, first]
+    ).spawn(3)
+    rng = np.random.default_rng(people_seed)
+    people = _draw_advertisers(rng, world, count)
+    state = _first_state(rng, people)
+    rng = np.random.default_rng(path_seed)
+    ids = np.array([f"a{first + i:07d}" for i in range(count)])
+    # A continuation looks at day numbers alone, so that what follows the
+    # cutoff on the path that happened is not known to it.
+    panel, truth, opening = [], [], (_OPENING * days).astype(int)
+    for day in range(days):
+        state, _, drawn = _advance(state, people, day, day >= opening, rng)
+        panel.append(_panel_rows(drawn, ids, day))
+        if day in cutoffs:
+            truth.append(
+                _best_forecasts(
+                    state, people, day, opening, ids, future_seed.spawn(1)[0]
+                )
+            )
+    return {
+        "panel": pl.concat(panel),
+        "profile": _profile(people, ids, rng),
+        "true_rates": pl.concat(truth),
+    }
+
+
+def _draw_advertisers(rng, world, count):
+    num_scenarios = len(SCENARIOS)
+    pairs = (count, num_scenarios)
+    category = rng.integers(CATEGORIES, size=count)
+    return _Advertisers(
+        size=rng.normal(0, 1.3, count),
+        quality=rng.normal(0, 0.5, count),
+        category=category,
+        seller_age=rng.gamma(2.0, 2.0, count),
+        price=rng.normal(0, 0.5, count),
+        hazard=0.002 * rng.gamma(0.5, 2.0, count),
+        season=np.stack(
+            [rng.uniform(0, 0.4, count), rng.uniform(0, 2 * np.pi, count)], 1
+        ),
+        weekend=rng.normal(0.1, 0.3, count),
+        eager=rng.normal(-1.2, 0.7, (count, len(BEHAVIOR))),
+        own=rng.normal(0, 1, pairs) * _OWN,
+        joins=rng.random(pairs) < _REACH,
+        start=rng.beta(2, 18, pairs),
+        stop=rng.beta(2, 38, pairs),
+        weights=world.weights(category),
+    )
+
+
+def _first_state(rng, people):
+    pairs = people.own.shape
+    share = people.start / (people.start + people.stop)
+    return _State(
+        alive=np.ones(pairs[0], bool),
+        running=(rng.random(pairs) < share) & people.joins,
+        budget=rng.normal(0, 0.4, pairs[0]),
+        demand=rng.normal(0, 0.4, pairs),
+        mood=rng.normal(0, 0.8, (pairs[0], len(BEHAVIOR))),
+        effect=np.zeros((*pairs, len(BEHAVIOR))),
+    )
+
+
+def _advance(state, people, day, is_open, rng):
+    """One day: state before → (state after, expected values, what happened).
+
+    All arrays may have axes before those of the advertisers (continuations).
+
+    Args:
+        state: `_State` at the end of the day before.
+        people: `_Advertisers`.
+        day: Day number.
+        is_open: Whether each scenario has opened `[S]`.
+        rng: Random generator.
+
+    Returns:
+        Tuple of the new state, expected values of the tasks given it
+        `[..., A, S, T]`, and a dict of what happened.
+    """
+    shape = state.running.shape
+
+    def autoregressive(values, decay, spread):
+        shock = rng.normal(0, spread * np.sqrt(1 - decay**2), values.shape)
+        return decay * values + shock
+
+    alive = state.alive & (rng.random(state.alive.shape) >= people.hazard)
+    starts = rng.random(shape) < people.start
+    stops = rng.random(shape) < people.stop
+    running = np.where(state.running, ~stops, starts)
+    running &= alive[..., None] & people.joins & is_open
+    budget = autoregressive(state.budget, 0.97, 0.4)
+    demand = autoregressive(state.demand, 0.95, 0.4)
+    mood = autoregressive(state.mood, 0.95, 0.8)
+    intensity = np.exp(people.eager + mood)[..., None, :]
+    intensity = np.where(running[..., None], intensity, 0.02)
+    intensity = intensity * (alive[..., None, None] & is_open[:, None])
+    intensity = intensity * people.joins[..., None]
+    behavior = rng.poisson(intensity)
+    # What is done today works from tomorrow on.
+    moved = np.einsum("...sk,...stk->...st", state.effect, people.weights)
+    effect = (1 - _DECAY) * state.effect + _DECAY * _STRENGTH * np.log1p(
+        behavior
+    )
+    year = 2 * np.pi * day / 365.25 + people.season[:, 1]
+    season = people.season[:, 0] * np.sin(year)
+    season = season + people.weekend * (day % 7 >= 5)
+    level = people.size + budget + season
+    quality = people.quality[:, None] * _QUALITY
+    views = level[..., None] + people.own + demand + _PV_BASE
+    views = np.exp(views + moved[..., 0] + quality[:, None, 0]) * running
+    click_share = _sigmoid(_CLICK + moved[..., 1] + quality[:, None, 1])
+    cost = np.exp(_COST + moved[..., 2] + quality[:, None, 2])
+    order_share = np.exp(_ORDER + moved[..., 3] + quality[:, None, 3])
+    price = 20 * np.exp(people.price)[:, None]
+    # Mean of a gamma mixture: the share of days without a view.
+    none = (_VIEW_SHAPE / (_VIEW_SHAPE + views)) ** _VIEW_SHAPE
+    expected = np.stack(
+        [
+            views,
+            views * click_share,
+            views * click_share * cost,
+            views * click_share * order_share * price,
+            1 - none,
+        ],
+        axis=-1,
+    )
+    rate = views * rng.gamma(_VIEW_SHAPE, 1 / _VIEW_SHAPE, shape)
+    pv = rng.poisson(rate)
+    click = rng.binomial(pv, click_share)
+    orders = rng.poisson(click * order_share)
+    # Σ of log-normal baskets with mean `price`, by a gamma of their moments.
+    spread = np.expm1(_BASKET_SPREAD**2)
+    baskets = rng.gamma(np.maximum(orders, 1) / spread, spread)
+    noise = rng.gamma(20.0, 1 / 20.0, shape)
+    happened = {
+        "behavior": behavior,
+        "tasks": np.stack(
+            [
+                pv,
+                click,
+                np.round(click * cost * noise, 2),
+                np.round(np.where(orders > 0, baskets * price, 0.0), 2),
+                pv > 0,
+            ],
+            axis=-1,
+        ),
+    }
+    after = _State(alive, running, budget, demand, mood, effect)
+    return after, expected, happened
+
+
+def _sigmoid(values):
+    return 1 / (1 + np.exp(-values))
+
+
+def _best_forecasts(state, people, day, opening, ids, seed):
+    """Mean and median of the coming week given the state, all pairs."""
+    rng = np.random.default_rng(seed)
+    state = state.repeated(_CONTINUATIONS)
+    expected, totals = 0.0, 0.0
+    for ahead in range(1, HORIZON + 1):
+        is_open = day + ahead >= opening
+        state, rates, drawn = _advance(state, people, day + ahead, is_open, rng)
+        expected = expected + rates.mean(0)
+        totals = totals + drawn["tasks"]
+    values = {"mean": expected, "median": np.median(totals, axis=0)}
+    kept = people.joins & (day >= opening)
+    rows, columns = np.nonzero(kept)
+    names = SCENARIOS["scenario"].to_numpy()
+    return pl.DataFrame(
+        {
+            "advertiser": ids[rows],
+            "scenario": names[columns],
+            "cutoff": pl.Series([_date(day)]).new_from_index(0, len(rows)),
+            **{
+                f"{task}_{kind}": array[rows, columns, index]
+                for kind, array in values.items()
+                for index, task in enumerate(TASKS)
+            },
+        }
+    )
+
+
+def _panel_rows(happened, ids, day):
+    behavior, tasks = happened["behavior"], happened["tasks"]
+    rows, columns = np.nonzero((behavior > 0).any(-1) | (tasks > 0).any(-1))
+    names = SCENARIOS["scenario"].to_numpy()
+    values = {
+        name: array[rows, columns, index].astype("float32")
+        for group, array in ((BEHAVIOR, behavior), (TASKS, tasks))
+        for index, name in enumerate(group)
+    }
+    return pl.DataFrame(
+        {
+            "advertiser": ids[rows],
+            "scenario": names[columns],
+            "date": pl.Series([_date(day)]).new_from_index(0, len(rows)),
+            **values,
+        }
+    )
+
+
+def _profile(people, ids, rng):
+    """The profile tells of size and quality with errors."""
+    scale = people.size + rng.normal(0, 0.4, len(ids))
+    stars = people.quality + rng.normal(0, 0.3, len(ids))
+    return pl.DataFrame(
+        {
+            "advertiser": ids,
+            "category": [f"category_{c}" for c in people.category],
+            "business_scale": _levels(scale, (-1.0, 0.0, 1.0), "scale"),
+            "star_level": _levels(stars, (-0.5, 0.0, 0.5), "star"),
+            "seller_age": people.seller_age.astype("float32"),
+            "price_level": np.exp(people.price).astype("float32"),
+        }
+    )
+
+
+def _levels(values, edges, prefix):
+    return [f"{prefix}_{level}" for level in np.digitize(values, edges)]
+
+
+def _date(day):
+    return START + datetime.timedelta(days=int(day))

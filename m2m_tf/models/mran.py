@@ -1,0 +1,72 @@
+"""Multiple relational attention network: Zhao et al., KDD 2019."""
+
+import keras
+
+from m2m_tf import layers
+from m2m_tf.data import schema
+from m2m_tf.models import backbone
+from m2m_tf.models.forecast_model import ForecastModel
+from m2m_tf.models.multi_task import multi_task_model
+
+
+def mran(
+    spec: schema.ModelInputSpec, *, view_dim=256, **options
+) -> ForecastModel:
+    """Attention among features, from tasks to features, and among tasks.
+
+    A field is one of the parts that the other models join to F (each encoded
+    sequence, known-future days, dense features, attributes), brought to the
+    width `view_dim` by a dense layer.
+
+    Arguments are those of `ModelSettings`, and `label_means` as in `m2m`.
+    """
+
+    def encode(inputs, spec, regularizer, *, embedding_dim, dropout, **others):
+        parts = backbone.feature_parts(
+            inputs,
+            spec,
+            embedding_dim=embedding_dim,
+            regularizer=regularizer,
+            **others,
+        )
+        parts.append(
+            backbone.attribute_vector(
+                inputs,
+                spec,
+                embedding_dim=embedding_dim,
+                regularizer=regularizer,
+            )
+        )
+        fields = []
+        for index, part in enumerate(parts):
+            if dropout:
+                part = keras.layers.Dropout(dropout, name=f"dropout_{index}")(
+                    part
+                )
+            field = keras.layers.Dense(
+                view_dim,
+                "leaky_relu",
+                kernel_initializer="he_normal",
+                kernel_regularizer=regularizer,
+                name=f"field_{index}",
+            )(part)
+            fields.append(
+                keras.layers.Reshape((1, view_dim), name=f"row_{index}")(field)
+            )
+        return keras.layers.Concatenate(axis=1, name="fields")(fields)
+
+    def represent(fields, regularizer):
+        return layers.TaskRelationAttention(
+            len(spec.task_names),
+            kernel_regularizer=regularizer,
+            name="task_relations",
+        )(fields)
+
+    return multi_task_model(
+        "mran",
+        spec,
+        represent,
+        encode=encode,
+        view_dim=view_dim,
+        **options,
+    )
