@@ -21,6 +21,8 @@ _DIGITS = 6
 METRICS = {
     "nmae": ("mean_error", "label"),
     "deviance": ("mean_deviance", "count"),
+    # Tasks of different units on one scale, as λ = 1 / mean has them.
+    "relative_deviance": ("mean_deviance", "label"),
     "median_nmae": ("median_error", "label"),
     "median_smape": ("median_smape", "count"),
     "smape": ("mean_smape", "count"),

@@ -443,7 +443,8 @@ class StudyConfig:
         seeds: Seeds of the runs that are scored on the test split.
         search: Changes of `model` and `training`, each tried once by every
             network on the first dataset with the first seed; its best by
-            Poisson deviance of the validation split is used for all its runs.
+            Poisson deviance / mean label of the validation split, the mean
+            over cells, is used for all its runs.
         tree_search: The same for LightGBM's parameters.
         sweeps: Name of a model setting, or `lookback` → values that M2M is
             trained with by `--sweep`.

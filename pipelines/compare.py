@@ -192,7 +192,7 @@ class _Study:
         return (
             trials
             if len(candidates) > 1
-            else [trials[0] | {"result": {"validation_deviance": None}}]
+            else [trials[0] | {"result": {"validation_score": None}}]
         )
 
     def _key(self, model, changes):
@@ -241,9 +241,9 @@ class _Study:
         scores = dataset.score(data, split, forecasts)
         if searched:
             labels = dataset.labels(data, split)
-            result["validation_deviance"] = float(
+            result["validation_score"] = float(
                 comparison.overall(
-                    comparison.cell_values(scores, labels, "deviance")
+                    comparison.cell_values(scores, labels, "relative_deviance")
                 )
             )
         else:
@@ -450,9 +450,9 @@ def _best(trials):
     """Changes of the trial with the least validation deviance."""
     if len(trials) == 1:
         return trials[0]["changes"]
-    return min(
-        trials, key=lambda trial: trial["result"]["validation_deviance"]
-    )["changes"]
+    return min(trials, key=lambda trial: trial["result"]["validation_score"])[
+        "changes"
+    ]
 
 
 def _read(path):

@@ -256,7 +256,7 @@ def dense_features(spec: DatasetSpec, raw: dict):
     for name in (schema.BEHAVIOR_SEQUENCE, schema.PERFORMANCE_SEQUENCE):
         daily = raw[name]
         parts.append(_signed_log(tf.reduce_sum(daily, 1) * lookback_scale))
-        parts += [_signed_log(total) for total in _block_totals(spec, daily)]
+        parts.append(_signed_log(tf.reduce_sum(daily[:, -spec.horizon :], 1)))
     if spec.known_future:
         daily = raw[schema.KNOWN_FUTURE]
         width = spec.horizon * len(spec.known_future)
@@ -272,19 +272,6 @@ def dense_features(spec: DatasetSpec, raw: dict):
         parts.append(_signed_log(value)[:, None])
     parts.append(_calendar(raw[schema.CUTOFF]))
     return tf.concat(parts, axis=-1)
-
-
-def _block_totals(spec, daily):
-    """Totals `[batch, columns]` of the last days, `horizon` days at a time.
-
-    What went on in each of the past weeks tells of campaigns that start, end
-    or come back every few weeks.
-    """
-    last = spec.lookback
-    for _ in range(max(1, spec.lookback // spec.horizon)):
-        first = max(last - spec.horizon, 0)
-        yield tf.reduce_sum(daily[:, first:last], 1)
-        last = first
 
 
 def fit_preprocessor(
