@@ -14,7 +14,9 @@ from m2m_tf.config import (
     TrainingSettings as TrainingSettings,
 )
 from m2m_tf.losses import (
+    HurdleLoss as HurdleLoss,
     PoissonLogRate as PoissonLogRate,
+    joint_hurdle as joint_hurdle,
     joint_poisson as joint_poisson,
 )
 from m2m_tf.metrics import (

@@ -14,6 +14,7 @@ SMALL_MODEL = ModelSettings(
     num_tower_layers=1,
     history_offset=True,
     dropout=0.1,
+    likelihood="hurdle",
 )
 # Without XLA: compiling takes longer than these few steps.
 SMALL_TRAINING = TrainingSettings(batch_size=32, epochs=2, jit_compile=False)

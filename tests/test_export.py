@@ -8,7 +8,8 @@ import tensorflow as tf
 
 from m2m_tf import training
 from m2m_tf.data import schema
-from m2m_tf.export import CONTRACT_FILE, export_model
+from m2m_tf.export import CONTRACT_FILE, export_model, output_name
+from m2m_tf.forecast import task_forecasts
 
 # Loads the model where m2m_tf cannot be imported.
 SCRIPT = """
@@ -75,13 +76,20 @@ def test_fresh_process_without_the_library_agrees(
     )
     got = np.load(tmp_path / "out.npz")
     model = training.load_model(trained[0])
-    log_rates = model(clinic_data.preprocessor(raw), training=False)
-    for task, log_rate in log_rates.items():
-        rate = np.exp(log_rate)
-        if task == "open":
+    outputs = model(clinic_data.preprocessor(raw), training=False)
+    whole = clinic_data.preprocessor.statistics.whole_labels
+    for task, is_whole in zip(clinic_data.spec.tasks, whole, strict=True):
+        output = outputs[task.name]
+        for part, values in task_forecasts(output, task, is_whole).items():
+            name = output_name(task.name, part)
+            for signature in "ab":
+                np.testing.assert_allclose(
+                    got[f"{signature}_{name}"], values, rtol=1e-5, atol=1e-6
+                )
+        rate = np.exp(output[:, :1])
+        if task.name == "open":
             rate = np.minimum(rate, 1)
-        np.testing.assert_allclose(got[f"a_{task}"], rate, rtol=1e-5)
-        np.testing.assert_allclose(got[f"b_{task}"], rate, rtol=1e-5)
+        np.testing.assert_allclose(got[f"a_{task.name}"], rate, rtol=1e-5)
 
 
 def test_contract_lists_inputs_and_columns(exported, clinic_data):
@@ -95,6 +103,8 @@ def test_contract_lists_inputs_and_columns(exported, clinic_data):
         "total_open_hours",
     ]
     assert str(clinic_data.spec.panel.parent) not in json.dumps(contract)
+    assert contract["outputs"]["visits"].startswith("mean of visits")
+    assert contract["outputs"]["fees_upper"].startswith("quantile 0.9 of fees")
 
 
 def test_signature_names_and_shapes(exported):
@@ -102,7 +112,11 @@ def test_signature_names_and_shapes(exported):
     assert set(signatures) == {"serving_default", "predict"}
     for signature in signatures.values():
         outputs = signature.structured_outputs
-        assert set(outputs) == {"visits", "fees", "open"}
+        assert set(outputs) == {
+            f"{task}{part}"
+            for task in ("visits", "fees", "open")
+            for part in ("", "_median", "_lower", "_upper")
+        }
         assert all(tuple(x.shape)[1:] == (1,) for x in outputs.values())
 
 

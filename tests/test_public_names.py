@@ -21,6 +21,7 @@ ARGUMENTS = {
     "SequenceEncoder": {"vocabulary_sizes": [3, 4]},
     "GatedExperts": {"num_tasks": 2},
     "TaskDense": {"units": 3},
+    "TaskRelationAttention": {"num_tasks": 2},
     "TaskViews": {"num_tasks": 2},
     "CellMetrics": {"task_names": ["a", "b"], "num_scenarios": 3},
 }

@@ -18,8 +18,9 @@ NUM_BUCKETS = 32
 # Ids of a discretised column before its quantile buckets.
 _MISSING, _ZERO, _FIRST_BUCKET = 0, 1, 2
 # Floor of a history level, as a share of the task's mean label: the level of
-# an entity without history is small, not minus infinity.
-_LEVEL_FLOOR = 0.05
+# an entity without history is small, not minus infinity. In minor scenarios
+# most levels are far below the mean, so the floor is, too.
+_LEVEL_FLOOR = 0.005
 _FIT_BATCH = 2048
 
 
@@ -55,7 +56,7 @@ class Preprocessor(keras.layers.Layer):
     with 0 for values not seen in training. Dense features are standardised
     signed log totals, calendar terms and numeric attributes. `log_history`
     holds, for each task, the logs of its lookback total (scaled to `horizon`
-    days) and of its last `horizon` days.
+    days) and of the mean of that and the total of the last `horizon` days.
 
     Args:
         spec: A `DatasetSpec`, or its plain values.
@@ -236,6 +237,8 @@ class Preprocessor(keras.layers.Layer):
             tf.reduce_sum(daily, 1) * spec.horizon / observed,
             tf.reduce_sum(daily[:, -spec.horizon :], 1),
         ]
+        # One week alone is often empty, which says little of the next one.
+        levels[1] = 0.5 * (levels[0] + levels[1])
         binary = tf.constant([task.kind == "binary" for task in spec.tasks])
         floor = _LEVEL_FLOOR * tf.constant(
             self.statistics.label_means, tf.float32

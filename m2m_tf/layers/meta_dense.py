@@ -17,6 +17,13 @@ from m2m_tf.layers._arguments import require_positive_int, require_rank
 # an ordinary layer's, at least equal to it, and gradients reach V and S from
 # the first step. Initialising V by its own shape, as a Dense layer of width
 # d_in * units would, gives kernels whose variance is d_in times too large.
+#
+# The weights of a generator hold V times d, and S is divided by d before it
+# meets them. That changes no output, but what a step does: Adam moves every
+# weight by about the learning rate, and the moves of the d terms of an entry
+# of V S add up, since S is mostly positive. Without the factor a generated
+# kernel moves d times as far as an ordinary layer's, which at the paper's
+# learning rate overflows in the second step.
 _GENERATED_SHARE = 0.1
 
 
@@ -102,13 +109,18 @@ class MetaDense(keras.layers.Layer):
                 "kernel_generator",
                 (knowledge_dim, input_dim * self.units),
                 initializers.VarianceScaling(
-                    2.0 * _GENERATED_SHARE / input_dim, mode="fan_in"
+                    2.0 * _GENERATED_SHARE * knowledge_dim**2 / input_dim,
+                    mode="fan_in",
                 ),
+                divisor=knowledge_dim,
             )
         else:
             self._add_factorized_generator(input_dim, knowledge_dim)
         self.bias_generator = self._add_generator_weight(
-            "bias_generator", (knowledge_dim, self.units), "zeros"
+            "bias_generator",
+            (knowledge_dim, self.units),
+            "zeros",
+            divisor=knowledge_dim,
         )
         self.bias_base = self._add_generator_weight(
             "bias_base", (self.units,), "zeros"
@@ -117,6 +129,7 @@ class MetaDense(keras.layers.Layer):
     def call(self, inputs, scenario_knowledge):
         middle_shape = inputs.shape[1:-1]
         input_dim = inputs.shape[-1]
+        scenario_knowledge = scenario_knowledge / scenario_knowledge.shape[-1]
         # One matrix product per sample: [batch, rows, d_in], where `rows`
         # are all axes between the first and the last.
         hidden = inputs
@@ -163,7 +176,10 @@ class MetaDense(keras.layers.Layer):
         self.kernel_generator = self._add_generator_weight(
             "kernel_generator",
             (knowledge_dim, self.rank * self.rank),
-            initializers.VarianceScaling(1.0 / self.rank, mode="fan_in"),
+            initializers.VarianceScaling(
+                knowledge_dim**2 / self.rank, mode="fan_in"
+            ),
+            divisor=knowledge_dim,
         )
         self.output_factor = self._add_generator_weight(
             "output_factor",
@@ -171,12 +187,18 @@ class MetaDense(keras.layers.Layer):
             initializers.VarianceScaling(2.0 * _GENERATED_SHARE, mode="fan_in"),
         )
 
-    def _add_generator_weight(self, name, shape, initializer):
+    def _add_generator_weight(self, name, shape, initializer, divisor=1):
+        regularizer = self.generator_regularizer
+        if regularizer is not None and divisor > 1:
+            # The penalty of eq. 19 is on V, not on its multiple.
+            def regularizer(weight):
+                return self.generator_regularizer(weight / divisor)
+
         return self.add_weight(
             name=name,
             shape=shape,
             initializer=initializer,
-            regularizer=self.generator_regularizer,
+            regularizer=regularizer,
         )
 
     def _check_shapes(self, inputs_shape, scenario_knowledge_shape):

@@ -46,7 +46,9 @@ def m2m(
 
     Returns:
         A `ForecastModel` from a dict of model inputs to `{task: log rate
-        [batch, 1]}`. Train it with `losses.PoissonLogRate`.
+        [batch, 1]}`, trained with `losses.PoissonLogRate`; with the hurdle
+        likelihood to `{task: parameters [batch, 4]}`, trained with
+        `losses.HurdleLoss`, see `layers.HurdleHeads`.
 
     Example:
 

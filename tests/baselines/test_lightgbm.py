@@ -85,3 +85,35 @@ def test_says_how_to_install(spec, monkeypatch):
     monkeypatch.setitem(sys.modules, "lightgbm", None)
     with pytest.raises(ImportError, match=r"pip install 'm2m_tf\[lightgbm\]'"):
         lightgbm.forecast(spec, [], [], [])
+
+
+def test_trees_of_each_scenario_know_only_their_own(spec, make_raw):
+    train = [make_raw(500, seed) for seed in range(4)]
+    validation, test = [make_raw(400, 10)], [make_raw(300, 11)]
+    labels = test[0].pop("labels")
+    scenario = test[0]["scenario"].astype(str)
+    first = scenario == scenario[0]
+    pooled = lightgbm.forecast(spec, train, validation, test)
+    own = lightgbm.forecast(spec, train, validation, test, per_scenario=True)
+    assert not np.allclose(own["lightgbm"], pooled["lightgbm"])
+    # Labels of other scenarios do not reach a scenario's own trees.
+    for raw in train:
+        other = raw["scenario"].astype(str) != scenario[0]
+        raw["labels"] = raw["labels"].copy()
+        raw["labels"][other] += 50
+    changed = lightgbm.forecast(
+        spec, train, validation, test, per_scenario=True
+    )
+    np.testing.assert_array_equal(
+        changed["lightgbm"][first], own["lightgbm"][first]
+    )
+    assert changed["lightgbm"].shape == labels.shape
+    assert not np.allclose(changed["lightgbm"][~first], own["lightgbm"][~first])
+
+
+def test_a_scenario_with_few_rows_takes_the_trees_of_all(spec, make_raw):
+    train = [make_raw(60, seed) for seed in range(2)]
+    validation, test = [make_raw(60, 10)], [make_raw(30, 11)]
+    pooled = lightgbm.forecast(spec, train, validation, test)
+    own = lightgbm.forecast(spec, train, validation, test, per_scenario=True)
+    np.testing.assert_array_equal(own["lightgbm"], pooled["lightgbm"])

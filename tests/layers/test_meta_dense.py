@@ -16,7 +16,11 @@ from .layer_checks import (
 
 
 def generated_kernel(layer, knowledge):
-    """W of eq. 11 for one sample, entry by entry."""
+    """W of eq. 11 for one sample, entry by entry.
+
+    The layer's generators hold V times d.
+    """
+    knowledge = knowledge / len(knowledge)
     weights = {weight.name: to_numpy(weight) for weight in layer.weights}
     generator = weights["kernel_generator"]
     kernel = weights["kernel_base"].astype("float64")
@@ -34,6 +38,7 @@ def generated_kernel(layer, knowledge):
 
 def generated_bias(layer, knowledge):
     """b of eq. 12 for one sample."""
+    knowledge = knowledge / len(knowledge)
     generator, base = to_numpy(layer.bias_generator), to_numpy(layer.bias_base)
     return [
         np.dot(generator[:, j], knowledge) + base[j] for j in range(layer.units)
@@ -142,12 +147,30 @@ def test_regularizer_covers_every_weight(rank):
     )
     layer.build((None, 4), (None, 2))
     randomize_weights(layer)
+    # Generators hold V times d = 2; the penalty is on V.
+    generators = ("kernel_generator", "bias_generator")
     expected = 0.1 * sum(
-        float(np.sum(to_numpy(weight) ** 2)) for weight in layer.weights
+        float(np.sum(to_numpy(weight) ** 2))
+        / (4 if weight.name in generators else 1)
+        for weight in layer.weights
     )
     assert sum(float(loss) for loss in layer.losses) == pytest.approx(
         expected, rel=1e-5
     )
+
+
+def test_a_step_moves_a_generated_kernel_as_far_as_an_ordinary_one():
+    """Whatever d: the moves of the d terms of V S must not add up."""
+    for knowledge_dim in (1, 64):
+        layer = MetaDense(5)
+        layer.build((None, 4), (None, knowledge_dim))
+        knowledge = np.ones(knowledge_dim)
+        before = generated_kernel(layer, knowledge)
+        layer.kernel_generator.assign_add(
+            np.full(layer.kernel_generator.shape, 0.002)
+        )
+        after = generated_kernel(layer, knowledge)
+        np.testing.assert_allclose(after - before, 0.002, rtol=1e-3)
 
 
 def test_one_initializer_object_gives_different_kernels():

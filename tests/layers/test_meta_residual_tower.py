@@ -124,8 +124,11 @@ def test_regularizers_apply_to_their_own_weights():
             for weight in layer.weights
             if generated or weight.path.endswith("kernel")
         ]
+        # Generators hold V times d = 3; the penalty is on V.
         expected = factor * sum(
-            float(np.sum(to_numpy(weight) ** 2)) for weight in regularized
+            float(np.sum(to_numpy(weight) ** 2))
+            / (9 if weight.path.endswith("_generator") else 1)
+            for weight in regularized
         )
         assert sum(map(float, layer.losses)) == pytest.approx(expected)
 

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from m2m_tf.losses import joint_poisson
+from m2m_tf.losses import joint_hurdle
 from m2m_tf.models import expert_attention
 
 from .model_checks import (
@@ -18,10 +18,13 @@ def head(inputs, rows):
     return {name: tensor[rows] for name, tensor in inputs.items()}
 
 
-def test_outputs_are_log_rates_by_task(clinic_data, batch):
-    outputs = build(clinic_data)(batch[0])
+@pytest.mark.parametrize(
+    ("likelihood", "width"), [("poisson", 1), ("hurdle", 4)]
+)
+def test_outputs_are_parameters_by_task(clinic_data, batch, likelihood, width):
+    outputs = build(clinic_data, likelihood=likelihood)(batch[0])
     assert list(outputs) == ["visits", "fees", "open"]
-    assert all(x.shape == (16, 1) for x in outputs.values())
+    assert all(x.shape == (16, width) for x in outputs.values())
 
 
 def test_a_row_alone_equals_the_row_in_a_batch(clinic_data, batch):
@@ -48,6 +51,7 @@ VARIANTS = {
     "last": {"pooling": "last"},
     "attention": {"pooling": "attention"},
     "no offset": {"history_offset": False},
+    "means alone": {"likelihood": "poisson"},
 }
 
 
@@ -117,7 +121,7 @@ def test_trains_compiled_under_a_policy(clinic_data, policy):
         keras.config.set_dtype_policy("float32")
     model.compile(
         keras.optimizers.Adam(1e-2),
-        loss=joint_poisson(clinic_data.spec.task_names),
+        loss=joint_hurdle(clinic_data.preprocessor.task_weights()),
         loss_weights=clinic_data.preprocessor.task_weights(),
         jit_compile=True,
     )

@@ -15,7 +15,7 @@ def config(tmp_path_factory):
     return StudyConfig(
         name="clinics",
         data={"clinics": spec},
-        model=dataclasses.replace(SMALL_MODEL, likelihood="hurdle"),
+        model=SMALL_MODEL,
         training=dataclasses.replace(SMALL_TRAINING, epochs=1),
         models=("m2m", "m2m_without_meta_tower", "mmoe"),
         seeds=(0, 1),

@@ -77,6 +77,7 @@ def test_run_leaves_all_results(workspace):
     metrics = files.read_json(run / "metrics.json")
     assert set(metrics["overall"]) == {"nmae", "smape", "poisson_deviance"}
     assert len(metrics["cells"]) == 9
+    assert 0 <= metrics["interval"]["coverage"] <= 1
     assert set(metrics["forecasts"]) == {
         "m2m",
         "m2m_median",
