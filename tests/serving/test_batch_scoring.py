@@ -22,19 +22,24 @@ def score(exported, spec, tmp_path, cutoff=None, **kwargs):
 
 def test_every_pair_is_scored_once(exported, clinic_spec, tmp_path):
     table = score(exported, clinic_spec, tmp_path)
+    parts = ("", "_median", "_lower", "_upper")
     assert table.columns == [
         "clinic",
         "visit_kind",
         "cutoff",
-        "visits",
-        "fees",
-        "open",
+        *(t + part for t in ("visits", "fees", "open") for part in parts),
     ]
     assert table.height == 12 * 3
     assert table.select("clinic", "visit_kind").is_unique().all()
     numbers = table.select("visits", "fees", "open").to_numpy()
     assert np.isfinite(numbers).all() and (numbers > 0).all()
     assert table["open"].max() <= 1
+    for task in ("visits", "fees", "open"):
+        lower, median, upper = (
+            table[f"{task}_{name}"] for name in ("lower", "median", "upper")
+        )
+        assert (0 <= lower).all() and (lower <= median).all()
+        assert (median <= upper).all()
 
 
 def test_scores_agree_with_the_trained_model(
