@@ -103,7 +103,11 @@ def test_paper_preset_has_the_sizes_of_the_paper():
     "path", sorted((ROOT / "pipelines/configs").glob("*.yaml")), ids=str
 )
 def test_shipped_configs_are_valid(path):
-    assert RunConfig.load(path).name == path.stem
+    if path.stem.startswith("compare_"):
+        study = config.StudyConfig.load(path)
+        assert f"compare_{study.name}" == path.stem
+    else:
+        assert RunConfig.load(path).name == path.stem
 
 
 def test_fingerprint_changes_with_any_setting(clinic_spec):

@@ -22,6 +22,7 @@ MODEL = {
     "knowledge_dim": 4,
     "num_tower_layers": 1,
     "meta_rank": 2,
+    "likelihood": "hurdle",
 }
 TRAINING = {
     "preset": "small",
