@@ -401,11 +401,9 @@ class _Dataset:
             ).tolist()
         del self._samples["train"]
         values = {
-            "data": self._source
-            if isinstance(self._source, str)
-            else to_values(self._source)
-            if dataclasses.is_dataclass(self._source)
-            else self._source.name,
+            "data": self._source.name
+            if isinstance(self._source, pathlib.Path)
+            else to_values(self._source),
             "fingerprint": table_fingerprints(self.spec_path),
             "description": data.spec.description,
             "tasks": list(data.spec.task_names),
