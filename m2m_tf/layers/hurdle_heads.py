@@ -22,8 +22,8 @@ class HurdleHeads(keras.layers.Layer):
     The mean enters without its gradient, so that it is learned by the Poisson
     loss alone (eq. 20) and the shape only says how labels lie round it. Such
     a shape holds the many zeros and long tails of advertisers' counts, and
-    any quantile of it is a formula, see `forecast.quantile`. An option beyond
-    the paper.
+    any quantile of it is a formula, see `forecast.hurdle_quantile`. An option
+    beyond the paper.
 
     Computed in float32 whatever the policy.
 
