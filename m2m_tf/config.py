@@ -243,7 +243,8 @@ class ModelSettings:
         likelihood: `"poisson"`: the model gives means (eq. 20). `"hurdle"`:
             beside them a distribution with its own share of zeros and tail,
             from which medians and intervals come (beyond the paper).
-        dropout: Share of the expert input dropped in training.
+        dropout: Share of the embedded features dropped in training; dense ones
+            are never dropped.
         meta_l2: α for the generators' weights W_1 (eq. 19).
         l2: α for the other kernels W_2 (eq. 19).
     """

@@ -21,6 +21,10 @@ _MISSING, _ZERO, _FIRST_BUCKET = 0, 1, 2
 # an entity without history is small, not minus infinity. In minor scenarios
 # most levels are far below the mean, so the floor is, too.
 _LEVEL_FLOOR = 0.005
+# As features, log levels stand on a scale like that of standardised features.
+_LEVEL_SCALE = 0.3
+# Levels of a task that its forecast is an offset from.
+_NUM_OFFSETS = 2
 _FIT_BATCH = 2048
 
 
@@ -54,9 +58,12 @@ class Preprocessor(keras.layers.Layer):
     Continuous columns become ids: 0 for missing or padded, 1 for zero, then
     quantile buckets of the non-zero training values. Categories become ids
     with 0 for values not seen in training. Dense features are standardised
-    signed log totals, calendar terms and numeric attributes. `log_history`
-    holds, for each task, the logs of its lookback total (scaled to `horizon`
-    days) and of the mean of that and the total of the last `horizon` days.
+    signed log totals, calendar terms and numeric attributes, then the logs of
+    the tasks' levels over their mean label. `log_history` holds the logs of
+    two levels of each task: its lookback total (scaled to `horizon` days),
+    and the mean of that and the total of the last `horizon` days. The dense
+    features also have the lookback level over all scenarios, where the spec
+    has cross-scenario totals: all that is known where a scenario is new.
 
     Args:
         spec: A `DatasetSpec`, or its plain values.
@@ -92,6 +99,7 @@ class Preprocessor(keras.layers.Layer):
     def call(self, raw):
         spec = self.spec
         mask = _sequence_mask(raw[schema.DAYS_OBSERVED], spec.lookback)
+        levels = self._log_levels(raw)
         behavior = raw[schema.BEHAVIOR_SEQUENCE]
         performance = raw[schema.PERFORMANCE_SEQUENCE]
         inputs = {
@@ -105,8 +113,8 @@ class Preprocessor(keras.layers.Layer):
             schema.SCENARIO_FEATURES: self._attributes(
                 raw, spec.scenario_columns, schema.SCENARIO_PREFIX, True
             ),
-            schema.DENSE_FEATURES: self._dense(raw),
-            schema.LOG_HISTORY: self._log_history(raw),
+            schema.DENSE_FEATURES: self._dense(raw, levels),
+            schema.LOG_HISTORY: levels[..., :_NUM_OFFSETS],
         }
         if spec.profile_columns.names:
             inputs[schema.PROFILE_FEATURES] = self._attributes(
@@ -150,8 +158,9 @@ class Preprocessor(keras.layers.Layer):
             known_future_sizes=tuple(
                 self._num_ids(name) for name in spec.known_future
             ),
-            num_dense_features=len(self.statistics.dense_mean),
-            num_history_levels=2,
+            num_dense_features=len(self.statistics.dense_mean)
+            + len(spec.tasks) * (_NUM_OFFSETS + spec.cross_scenario_totals),
+            num_history_levels=_NUM_OFFSETS,
         )
 
     @property
@@ -220,25 +229,29 @@ class Preprocessor(keras.layers.Layer):
         ]
         return tf.stack(ids, axis=-1)
 
-    def _dense(self, raw):
+    def _dense(self, raw, log_levels):
         features = dense_features(self.spec, raw)
         mean = tf.constant(self.statistics.dense_mean, tf.float32)
         std = tf.constant(self.statistics.dense_std, tf.float32)
         # A value far outside the training range must not run away.
-        return tf.clip_by_value((features - mean) / std, -8.0, 8.0)
+        features = tf.clip_by_value((features - mean) / std, -8.0, 8.0)
+        log_means = np.log(self.statistics.label_means).astype("float32")
+        relative = _LEVEL_SCALE * (log_levels - log_means[:, None])
+        width = relative.shape[1] * relative.shape[2]
+        return tf.concat([features, tf.reshape(relative, [-1, width])], axis=-1)
 
-    def _log_history(self, raw):
+    def _log_levels(self, raw):
+        """Logs of the levels of each task `[B, T, J]`, see the class."""
         spec = self.spec
-        names = schema.performance_names(spec)
-        columns = [names.index(task.column) for task in spec.tasks]
-        daily = tf.gather(raw[schema.PERFORMANCE_SEQUENCE], columns, axis=-1)
         observed = _observed(raw)[:, None]
-        levels = [
-            tf.reduce_sum(daily, 1) * spec.horizon / observed,
-            tf.reduce_sum(daily[:, -spec.horizon :], 1),
-        ]
+        daily = self._daily(raw)
+        lookback = tf.reduce_sum(daily, 1) * spec.horizon / observed
+        recent = tf.reduce_sum(daily[:, -spec.horizon :], 1)
         # One week alone is often empty, which says little of the next one.
-        levels[1] = 0.5 * (levels[0] + levels[1])
+        levels = [lookback, 0.5 * (lookback + recent)]
+        if spec.cross_scenario_totals:
+            total = self._daily(raw, schema.TOTAL_PREFIX)
+            levels.append(tf.reduce_sum(total, 1) * spec.horizon / observed)
         binary = tf.constant([task.kind == "binary" for task in spec.tasks])
         floor = _LEVEL_FLOOR * tf.constant(
             self.statistics.label_means, tf.float32
@@ -249,6 +262,12 @@ class Preprocessor(keras.layers.Layer):
         return tf.stack(
             [tf.math.log(tf.maximum(x, 0.0) + floor) for x in levels], axis=-1
         )
+
+    def _daily(self, raw, prefix=""):
+        """Daily values of the columns behind the tasks `[B, lookback, T]`."""
+        names = schema.performance_names(self.spec)
+        columns = [names.index(prefix + t.column) for t in self.spec.tasks]
+        return tf.gather(raw[schema.PERFORMANCE_SEQUENCE], columns, axis=-1)
 
 
 def dense_features(spec: DatasetSpec, raw: dict):

@@ -20,48 +20,45 @@ def model_inputs(spec: schema.ModelInputSpec) -> dict:
 
 
 def feature_vector(
-    inputs: dict,
-    spec: schema.ModelInputSpec,
-    *,
-    context,
-    dropout,
-    prefix="",
-    **options,
+    inputs: dict, spec: schema.ModelInputSpec, *, prefix="", **options
 ):
     """F of eq. 5: both sequences, known-future columns, dense features.
 
     Args:
-        context: Further vectors `[batch, ...]` to append, or an empty list.
-        dropout: Share of F that is dropped in training.
+        inputs: The model's inputs.
+        spec: Sizes of the inputs.
         prefix: Goes before the layers' names, for a model with several.
         **options: See `feature_parts`.
 
     Returns:
         Tensor `[batch, D]`.
     """
-    parts = feature_parts(inputs, spec, prefix=prefix, **options)
-    features = keras.layers.Concatenate(name=f"{prefix}features")(
-        parts + context
+    return keras.layers.Concatenate(name=f"{prefix}features")(
+        feature_parts(inputs, spec, prefix=prefix, **options)
     )
-    if dropout:
-        features = keras.layers.Dropout(dropout, name=f"{prefix}dropout")(
-            features
-        )
-    return features
 
 
 def feature_parts(
     inputs: dict,
     spec: schema.ModelInputSpec,
     *,
+    context,
     embedding_dim,
     num_heads,
     pooling,
     use_transformer,
+    dropout,
     regularizer,
     prefix="",
 ) -> list:
-    """The parts of F before they are joined, tensors `[batch, ...]`."""
+    """The parts of F before they are joined, tensors `[batch, ...]`.
+
+    Args:
+        context: Embedded attributes to append, or an empty list.
+        dropout: Share of the embedded parts that is dropped in training. The
+            dense features are left whole: counts are products of levels and
+            exposure, of which a missing factor spoils the rest.
+    """
     parts = []
     for name, sizes in (
         (schema.BEHAVIOR_SEQUENCE, spec.behavior_sizes),
@@ -90,8 +87,13 @@ def feature_parts(
         parts.append(
             keras.layers.Flatten(name=f"{prefix}known_future_days")(embedded)
         )
-    parts.append(inputs[schema.DENSE_FEATURES])
-    return parts
+    parts += context
+    if dropout:
+        parts = [
+            keras.layers.Dropout(dropout, name=f"{prefix}dropout_{index}")(part)
+            for index, part in enumerate(parts)
+        ]
+    return [*parts, inputs[schema.DENSE_FEATURES]]
 
 
 def attribute_vector(

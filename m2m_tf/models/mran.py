@@ -21,28 +21,23 @@ def mran(
     Arguments are those of `ModelSettings`, and `label_means` as in `m2m`.
     """
 
-    def encode(inputs, spec, regularizer, *, embedding_dim, dropout, **others):
-        parts = backbone.feature_parts(
+    def encode(inputs, spec, regularizer, *, embedding_dim, **others):
+        attributes = backbone.attribute_vector(
             inputs,
             spec,
             embedding_dim=embedding_dim,
             regularizer=regularizer,
-            **others,
         )
-        parts.append(
-            backbone.attribute_vector(
-                inputs,
-                spec,
-                embedding_dim=embedding_dim,
-                regularizer=regularizer,
-            )
+        parts = backbone.feature_parts(
+            inputs,
+            spec,
+            context=[attributes],
+            embedding_dim=embedding_dim,
+            regularizer=regularizer,
+            **others,
         )
         fields = []
         for index, part in enumerate(parts):
-            if dropout:
-                part = keras.layers.Dropout(dropout, name=f"dropout_{index}")(
-                    part
-                )
             field = keras.layers.Dense(
                 view_dim,
                 "leaky_relu",

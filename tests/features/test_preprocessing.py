@@ -47,19 +47,37 @@ def test_ids_equal_a_slow_reference(clinic_data, raw):
 
 
 def test_history_levels_equal_a_slow_reference(clinic_data, raw):
-    levels = clinic_data.preprocessor(raw)["log_history"].numpy()
-    means = clinic_data.preprocessor.statistics.label_means
+    preprocessor = clinic_data.preprocessor
+    inputs = preprocessor(raw)
+    levels = inputs["log_history"].numpy()
+    dense = inputs["dense_features"].numpy()
+    means = preprocessor.statistics.label_means
+    names = schema.performance_names(clinic_data.spec)
     values = raw["performance_sequence"].numpy()
+    first = len(preprocessor.statistics.dense_mean)
+    relative = dense[:, first:].reshape(len(values), len(means), -1)
+    assert clinic_data.spec.cross_scenario_totals and relative.shape[2] == 3
     for row in range(len(values)):
         for task, column in enumerate([0, 1, 2]):
             floor = 0.005 * means[task]
             lookback = values[row, :, column].sum() * 7 / 28
             last_week = values[row, -7:, column].sum()
-            totals = [lookback, (lookback + last_week) / 2]
+            everywhere = names.index(f"total_{names[column]}")
+            totals = [
+                lookback,
+                (lookback + last_week) / 2,
+                values[row, :, everywhere].sum() * 7 / 28,
+            ]
             if clinic_data.spec.tasks[task].kind == "binary":
                 totals = [min(total, 1.0) for total in totals]
             expected = [math.log(total + floor) for total in totals]
-            np.testing.assert_allclose(levels[row, task], expected, rtol=1e-4)
+            np.testing.assert_allclose(
+                levels[row, task], expected[:2], rtol=1e-4
+            )
+            expected = [0.3 * (x - math.log(means[task])) for x in expected]
+            np.testing.assert_allclose(
+                relative[row, task], expected, rtol=1e-4, atol=1e-5
+            )
 
 
 def test_unknown_values_fall_to_id_zero(clinic_data, raw):
@@ -99,6 +117,8 @@ def test_training_features_are_standardised(clinic_data):
     dense = np.concatenate(
         [x["dense_features"].numpy() for x, _ in clinic_data.train(10)]
     )
+    # Log levels follow, on a scale of their own.
+    dense = dense[:, : len(clinic_data.preprocessor.statistics.dense_mean)]
     assert np.abs(dense.mean(0)).max() < 0.2
     varying = dense.std(0) > 0
     np.testing.assert_allclose(dense.std(0)[varying], 1, atol=0.3)
