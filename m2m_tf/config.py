@@ -316,12 +316,14 @@ MODEL_PRESETS = {
         meta_rank=16,
         history_offset=True,
         context_in_backbone=True,
+        likelihood="hurdle",
+        dropout=0.4,
     ),
 }
 TRAINING_PRESETS = {
     "paper": TrainingSettings(),
     "small": TrainingSettings(
-        batch_size=512, epochs=4, learning_rate=2e-3, schedule="cosine"
+        batch_size=256, epochs=4, learning_rate=2e-3, schedule="cosine"
     ),
 }
 
