@@ -335,10 +335,15 @@ class CompleteJourneySource:
     Args:
         name: Tells sources apart.
         bookings: Whether placements are known a week ahead.
+        end: Last day of the tables, for an earlier time fold.
     """
 
     name: Literal["complete_journey"]
     bookings: bool = True
+    end: Annotated[
+        datetime.date | None,
+        Field(ge=datetime.date(2017, 6, 1), le=datetime.date(2017, 12, 31)),
+    ] = None
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -1,5 +1,6 @@
 """Thin steps: a workspace in, artifacts out. The work is done in m2m_tf."""
 
+import dataclasses
 import hashlib
 
 from m2m_tf import evaluation_run, export as exporting, files, training
@@ -28,7 +29,10 @@ def write_source_tables(source, folder) -> None:
     """Writes a source's tables to a folder, whole or not at all."""
     from m2m_tf.data.sources import complete_journey, simulator
 
-    options = to_values(source)
+    options = {
+        field.name: getattr(source, field.name)
+        for field in dataclasses.fields(source)
+    }
     makers = {
         "complete_journey": complete_journey.write_tables,
         "simulator": simulator.write_tables,

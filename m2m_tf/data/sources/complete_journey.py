@@ -85,7 +85,9 @@ SCENARIOS = pl.DataFrame(
 
 
 def write_tables(
-    output_dir: str | os.PathLike, bookings: bool = True
+    output_dir: str | os.PathLike,
+    bookings: bool = True,
+    end: datetime.date | None = None,
 ) -> pathlib.Path:
     """Writes `panel`, `profile` and `scenarios` (Parquet) and `spec.yaml`.
 
@@ -93,6 +95,8 @@ def write_tables(
         output_dir: Folder for the files; made when absent.
         bookings: Adds the known-future column `booked_placements`, and the
             rows that exist only because of it.
+        end: Last day of the tables, for an earlier time fold; None: the
+            year's last.
 
     Returns:
         The path of the written `spec.yaml`.
@@ -116,9 +120,14 @@ def write_tables(
         products,
     )
     offers = count_offers(offers, _scan(data, "campaigns").collect())
+    panel = make_panel(lines, placements, offers, bookings)
+    profile = make_profile(products, lines)
+    if end is not None:
+        panel = panel.filter(pl.col("date") <= end)
+        profile = profile.join(panel, on=ENTITY, how="semi")
     tables = {
-        "panel": make_panel(lines, placements, offers, bookings),
-        "profile": make_profile(products, lines),
+        "panel": panel,
+        "profile": profile,
         "scenarios": SCENARIOS,
     }
     for name, table in tables.items():
@@ -126,7 +135,7 @@ def write_tables(
             table.write_parquet(path)
     # Last: a folder with a spec has its tables.
     spec = folder / "spec.yaml"
-    text = yaml.safe_dump(make_spec(bookings), sort_keys=False)
+    text = yaml.safe_dump(make_spec(bookings, end or END), sort_keys=False)
     files.write_text(spec, text)
     return spec
 
@@ -366,7 +375,7 @@ def make_profile(products: pl.DataFrame, lines: pl.DataFrame) -> pl.DataFrame:
     )
 
 
-def make_spec(bookings: bool) -> dict:
+def make_spec(bookings: bool, end: datetime.date) -> dict:
     """The dataset spec, as in `m2m_tf.config.DatasetSpec`."""
     assumption = (
         " Assumes that placements are known a week ahead." if bookings else ""
@@ -385,7 +394,7 @@ def make_spec(bookings: bool) -> dict:
         "scenario": CHANNEL,
         "date": "date",
         "start": START,
-        "end": END,
+        "end": end,
         "behavior": list(BEHAVIOR),
         "performance": list(PERFORMANCE),
         "known_future": [BOOKINGS] if bookings else [],

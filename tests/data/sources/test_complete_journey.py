@@ -195,6 +195,16 @@ def test_without_bookings_rows_and_column_are_absent(folders, panel):
     assert spec["name"] == "complete_journey"
 
 
+def test_an_earlier_end_cuts_the_tables(folders, tmp_path, panel):
+    end = datetime.date(2017, 10, 29)
+    spec = source.write_tables(tmp_path, bookings=True, end=end)
+    cut = pl.read_parquet(tmp_path / "panel.parquet")
+    assert cut.equals(panel.filter(pl.col("date") <= end))
+    assert yaml.safe_load(spec.read_text())["end"] == end
+    profile = pl.read_parquet(tmp_path / "profile.parquet")
+    assert set(profile[source.ENTITY]) == set(cut[source.ENTITY])
+
+
 def test_spec_names_columns_that_exist(folders, panel):
     spec = yaml.safe_load((folders[True] / "spec.yaml").read_text())
     assert list(spec) == [
