@@ -372,6 +372,9 @@ def _calibration_axis(axis, forecast, labels):
     most = 2.0 * max(both.max(), least)
     axis.set_xscale("symlog", linthresh=least)
     axis.set_yscale("symlog", linthresh=least)
+    for ruler in (axis.xaxis, axis.yaxis):
+        # More powers of ten than these would run into each other.
+        ruler.get_major_locator().set_params(numticks=7)
     low = -0.3 * least
     axis.set_xlim(low, most)
     axis.set_ylim(low, most)
