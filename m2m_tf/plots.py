@@ -261,6 +261,7 @@ def plot_differences(
         )
         axis.set_yticks(places, rivals)
         axis.set_title(title)
+        axis.locator_params(axis="x", nbins=4)
         axis.set_xlabel("M2M − rival")
         axis.grid(axis="x", color="#dddddd", linewidth=0.6)
     for axis in axes[0, 1:]:
@@ -374,7 +375,7 @@ def _calibration_axis(axis, forecast, labels):
     axis.set_yscale("symlog", linthresh=least)
     for ruler in (axis.xaxis, axis.yaxis):
         # More powers of ten than these would run into each other.
-        ruler.get_major_locator().set_params(numticks=7)
+        ruler.get_major_locator().set_params(numticks=4)
     low = -0.3 * least
     axis.set_xlim(low, most)
     axis.set_ylim(low, most)
