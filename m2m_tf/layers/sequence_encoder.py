@@ -163,19 +163,11 @@ class SequenceEncoder(keras.layers.Layer):
             sequence_mask = ops.ones_like(inputs[:, :, 0])
         sequence_mask = ops.cast(sequence_mask, "bool")
         if self.use_transformer:
-            # [batch, 1, lookback]: no query may look at a padded key.
-            attention_mask = ops.expand_dims(sequence_mask, axis=1)
             if self.pooling == "last":
-                # Only the last day is pooled, so only it asks: the same
-                # output for a fraction of the work.
-                query = ops.expand_dims(self._pool(days, sequence_mask), 1)
-                last = self.self_attention(
-                    query, days, attention_mask=attention_mask
-                )
-                real = ops.any(sequence_mask, axis=1, keepdims=True)
-                return ops.squeeze(last, axis=1) * ops.cast(real, last.dtype)
+                return self._attend_from_last_day(days, sequence_mask)
+            # [batch, 1, lookback]: no query may look at a padded key.
             days = self.self_attention(
-                days, days, attention_mask=attention_mask
+                days, days, attention_mask=ops.expand_dims(sequence_mask, 1)
             )
         if self.pooling == "flatten":
             mask = ops.cast(sequence_mask, days.dtype)
@@ -192,6 +184,33 @@ class SequenceEncoder(keras.layers.Layer):
             ops.expand_dims(weights, axis=1), ops.cast(days, "float32")
         )
         return ops.cast(ops.squeeze(pooled, axis=1), self.compute_dtype)
+
+    def _attend_from_last_day(self, days, sequence_mask):
+        """What `self_attention` gives for the last real day, `[B, width]`.
+
+        Only the last day is pooled, so only it asks. Nothing is then gained
+        by projecting all days: Q (X W^K)ᵀ = (Q W^Kᵀ) Xᵀ and α (X W^V) =
+        (α X) W^V, the right sides of which project one vector instead of
+        `lookback` ones.
+        """
+        attention = self.self_attention
+        key_kernel, value_kernel = (
+            ops.cast(layer.kernel, self.compute_dtype)
+            for layer in (attention.key_dense, attention.value_dense)
+        )
+        last = ops.expand_dims(self._pool(days, sequence_mask), 1)
+        query = ops.squeeze(attention.query_dense(last), 1)
+        # b: batch, l: lookback, w: width of a day, h: head, k: width of a head
+        query = ops.einsum("bhk,whk->bhw", query, key_kernel)
+        scores = ops.matmul(query, ops.transpose(days, (0, 2, 1)))
+        scores = ops.cast(scores, "float32") / key_kernel.shape[-1] ** 0.5
+        mask = ops.expand_dims(sequence_mask, 1)
+        scores = ops.softmax(ops.where(mask, scores, _MASKED_SCORE), axis=-1)
+        pooled = ops.matmul(ops.cast(scores, days.dtype), days)
+        heads = ops.einsum("bhw,whk->bhk", pooled, value_kernel)
+        output = attention.output_dense(ops.expand_dims(heads, 1))
+        real = ops.any(sequence_mask, axis=1, keepdims=True)
+        return ops.squeeze(output, 1) * ops.cast(real, output.dtype)
 
     def _embed(self, inputs):
         embedded = self.column_embedding(inputs)
