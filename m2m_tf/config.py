@@ -288,7 +288,9 @@ class TrainingSettings:
         seed: Seeds initial weights, dropout and the order of samples.
         dtype_policy: `"float32"` or `"mixed_bfloat16"`.
         jit_compile: Compile the step with XLA.
-        shuffle_rows: Samples held to draw from.
+        shuffle_rows: Samples held to draw from. Those of an entity follow one
+            another on disk, and steps that see few entities learn worse.
+            About 6 KB each at 40 days and 26 columns.
     """
 
     batch_size: _Count = 256
@@ -323,7 +325,11 @@ MODEL_PRESETS = {
 TRAINING_PRESETS = {
     "paper": TrainingSettings(),
     "small": TrainingSettings(
-        batch_size=256, epochs=4, learning_rate=2e-3, schedule="cosine"
+        batch_size=256,
+        epochs=4,
+        learning_rate=2e-3,
+        schedule="cosine",
+        shuffle_rows=131072,
     ),
 }
 

@@ -5,6 +5,10 @@ from keras import ops
 
 # Stands for the lower end of an interval that reaches below 0.
 _SMALLEST = 1e-6
+# Weight of each task's likelihood beside its λ-weighted Poisson loss. Chosen
+# on the validation split of Complete Journey among 0.2, 1 and 3: the tower
+# learns more from a likelihood that huge labels cannot pull about.
+_SHAPE_WEIGHT = 3.0
 
 
 @keras.saving.register_keras_serializable("m2m_tf")
@@ -131,11 +135,14 @@ def hurdle_negative_log_likelihood(y_true, parameters):
     # All that lies below the first unit's middle is rounded up to it.
     low = ops.where(y > 1.0, y - 0.5, _SMALLEST)
     below = (ops.log(low) - location) * inverse
+    # above - below, which is 0 in float32 where y is large, by itself.
+    unit = ops.where(y > 1.0, 1.0, y + 0.5 - _SMALLEST)
+    width = ops.log1p(unit / low) * inverse
     # log(σ(a) - σ(b)) = log σ(a) + log σ(-b) + log(1 - exp(b - a)).
     positive = (
         ops.log_sigmoid(above)
         + ops.log_sigmoid(-below)
-        + ops.log(-ops.expm1(below - above))
+        + ops.log(-ops.expm1(-width))
     )
     return -ops.where(
         is_zero,
@@ -193,11 +200,12 @@ def joint_hurdle(task_weights):
     """One `HurdleLoss` per output, as `compile(loss=...)` takes it.
 
     Poisson losses are in units of the label and weighted by λ_t; likelihoods
-    have none, so each enters the sum with weight 1, whatever its task's λ_t.
+    have none, so each enters the sum with weight 3, whatever its task's λ_t.
 
     Args:
         task_weights: Task name → λ_t, as given to `compile(loss_weights=)`.
     """
     return {
-        name: HurdleLoss(1.0 / weight) for name, weight in task_weights.items()
+        name: HurdleLoss(_SHAPE_WEIGHT / weight)
+        for name, weight in task_weights.items()
     }

@@ -198,7 +198,7 @@ class _Study:
     def _key(self, model, changes):
         if model in TREES:
             return fingerprint(changes, TREES[model])
-        return fingerprint(*self._settings(model, changes))
+        return fingerprint(*map(_changed, self._settings(model, changes)))
 
     def _settings(self, model, changes):
         settings, train = self.config.changed(changes)
@@ -442,6 +442,20 @@ def _true_rates(spec, sample, path):
         ).to_numpy()
         for kind in ("mean", "median")
     )
+
+
+def _changed(settings):
+    """The settings that differ from their defaults, as plain values.
+
+    A setting that is added later, off by default, so leaves a study's
+    files valid.
+    """
+    defaults = to_values(type(settings)())
+    return {
+        key: value
+        for key, value in to_values(settings).items()
+        if value != defaults[key]
+    }
 
 
 def _best(trials):

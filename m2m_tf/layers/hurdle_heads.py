@@ -1,6 +1,7 @@
-"""Shape of each task's predictive distribution, beside its mean."""
+"""Each task's predictive distribution and its mean."""
 
 import keras
+import numpy as np
 from keras import ops, regularizers
 
 # Least scale of the positive part: a scale of 0 would claim certainty.
@@ -14,26 +15,32 @@ class HurdleHeads(keras.layers.Layer):
     A label is 0 with probability π, else positive with a log-logistic
     distribution (a logistic one of its logarithm):
 
-        logit π_t  = u_t · L_t + b_t - c_t log μ_t
-        location_t = v_t · L_t + d_t + log μ_t
+        logit π_t  = u_t · L_t + b_t - c_t h_t
+        location_t = v_t · L_t + d_t + h_t
         scale_t    = softplus(w_t · L_t + e_t) + 0.05
+        log μ_t    = sg[log(1 - π_t) + location_t] + m_t · L_t + f_t
 
-    with L_t the tower's representation of task t and μ_t its predicted mean.
-    The mean enters without its gradient, so that it is learned by the Poisson
-    loss alone (eq. 20) and the shape only says how labels lie round it. Such
-    a shape holds the many zeros and long tails of advertisers' counts, and
-    any quantile of it is a formula, see `forecast.hurdle_quantile`. An option
-    beyond the paper.
+    with L_t the tower's representation of task t, h_t its level and sg the
+    stopped gradient. The distribution is learned by its likelihood, which
+    few huge labels cannot pull about. The mean μ_t starts from it and learns
+    by the Poisson loss (eq. 20) how far the mean of the long tail lies above
+    it; without its gradient, so that what is best for the mean cannot bend
+    medians and intervals. Such a shape holds the many zeros and long tails of
+    advertisers' counts, and any quantile of it is a formula, see
+    `forecast.hurdle_quantile`. An option beyond the paper.
 
     Computed in float32 whatever the policy.
 
     Args:
-        kernel_regularizer: Regularizer of u, v and w.
+        initial_log_rates: Sequence of one number per task, the log μ at the
+            start where h is the same; None starts f from zero.
+        kernel_regularizer: Regularizer of u, v, w and m.
         **kwargs: Keras layer arguments, such as `name`.
 
     Call arguments:
         inputs: L, float tensor `[batch, num_tasks, width]`.
-        log_rate: log μ, float tensor `[batch, num_tasks]`.
+        log_level: h, float tensor `[batch, num_tasks]`: the log of about
+            what is to be expected.
 
     Output shape:
         `[batch, num_tasks, 4]`: log μ, logit π, location and log scale.
@@ -45,40 +52,62 @@ class HurdleHeads(keras.layers.Layer):
     TensorShape([8, 5, 4])
     """
 
-    def __init__(self, kernel_regularizer=None, dtype="float32", **kwargs):
+    def __init__(
+        self,
+        initial_log_rates=None,
+        kernel_regularizer=None,
+        dtype="float32",
+        **kwargs,
+    ):
         super().__init__(dtype=dtype, **kwargs)
+        self.initial_log_rates = (
+            None
+            if initial_log_rates is None
+            else [float(value) for value in initial_log_rates]
+        )
         self.kernel_regularizer = regularizers.get(kernel_regularizer)
 
-    def build(self, inputs_shape, log_rate_shape):
+    def build(self, inputs_shape, log_level_shape):
         num_tasks, width = inputs_shape[1:]
         self.kernel = self.add_weight(
             name="kernel",
-            shape=(num_tasks, width, 3),
+            shape=(num_tasks, width, 4),
             initializer=keras.initializers.RandomNormal(stddev=0.01),
             regularizer=self.kernel_regularizer,
         )
         self.bias = self.add_weight(
-            name="bias", shape=(num_tasks, 3), initializer="zeros"
+            name="bias",
+            shape=(num_tasks, 4),
+            initializer=self._initial_bias,
         )
         # At 1, with a bias of 0, odds of a zero start at 1 / mean.
         self.zero_slope = self.add_weight(
             name="zero_slope", shape=(num_tasks,), initializer="ones"
         )
 
-    def call(self, inputs, log_rate):
+    def call(self, inputs, log_level):
         # b: batch, t: task, d: width, p: parameter
-        shape = ops.einsum("btd,tdp->btp", inputs, self.kernel) + self.bias
-        mean = ops.stop_gradient(log_rate)
-        zero_logit = shape[..., 0] - self.zero_slope * mean
-        location = shape[..., 1] + mean
-        log_scale = ops.log(ops.softplus(shape[..., 2]) + _MIN_SCALE)
+        linear = ops.einsum("btd,tdp->btp", inputs, self.kernel) + self.bias
+        zero_logit = linear[..., 0] - self.zero_slope * log_level
+        location = linear[..., 1] + log_level
+        log_scale = ops.log(ops.softplus(linear[..., 2]) + _MIN_SCALE)
+        typical = ops.log_sigmoid(-zero_logit) + location
+        log_rate = ops.stop_gradient(typical) + linear[..., 3]
         return ops.stack([log_rate, zero_logit, location, log_scale], axis=-1)
 
-    def compute_output_shape(self, inputs_shape, log_rate_shape):
-        return (*log_rate_shape, 4)
+    def _initial_bias(self, shape, dtype=None):
+        bias = np.zeros(shape)
+        if self.initial_log_rates is not None:
+            # Where h = log rate, log(1 - π) starts at -log(1 + 1 / rate).
+            bias[:, 3] = np.log1p(np.exp(-np.array(self.initial_log_rates)))
+        return ops.convert_to_tensor(bias, dtype)
+
+    def compute_output_shape(self, inputs_shape, log_level_shape):
+        return (*log_level_shape, 4)
 
     def get_config(self):
         return super().get_config() | {
+            "initial_log_rates": self.initial_log_rates,
             "kernel_regularizer": regularizers.serialize(
                 self.kernel_regularizer
             ),

@@ -151,9 +151,10 @@ def forecast_heads(
         parameters [batch, 4]}`, of which the first is the log rate.
     """
     offset_share = sum(HISTORY_WEIGHTS) if history_offset else 0.0
+    log_means = label_means and [math.log(mean) for mean in label_means]
     outputs = layers.LogRateHeads(
-        initial_log_rates=label_means
-        and [(1 - offset_share) * math.log(mean) for mean in label_means],
+        initial_log_rates=log_means
+        and [(1 - offset_share) * value for value in log_means],
         kernel_regularizer=regularizer,
         name="heads",
     )(representations)
@@ -165,7 +166,9 @@ def forecast_heads(
         outputs = keras.layers.Reshape((-1, 1), name="log_rates")(outputs)
     else:
         outputs = layers.HurdleHeads(
-            kernel_regularizer=regularizer, name="hurdle_heads"
+            initial_log_rates=log_means,
+            kernel_regularizer=regularizer,
+            name="hurdle_heads",
         )(representations, outputs)
     return {
         name: outputs[:, index] for index, name in enumerate(spec.task_names)

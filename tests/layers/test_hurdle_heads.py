@@ -1,4 +1,5 @@
 import numpy as np
+import pytest
 import tensorflow as tf
 
 from m2m_tf.layers import HurdleHeads
@@ -9,33 +10,36 @@ from .layer_checks import normal, randomize_weights, run_layer_checks
 def test_layer(tmp_path):
     run_layer_checks(
         tmp_path,
-        lambda **kwargs: HurdleHeads(kernel_regularizer="l2", **kwargs),
-        {"inputs": normal(0, 4, 3, 6), "log_rate": normal(1, 4, 3)},
+        lambda **kwargs: HurdleHeads(
+            (0.0, 1.0, -2.0), kernel_regularizer="l2", **kwargs
+        ),
+        {"inputs": normal(0, 4, 3, 6), "log_level": normal(1, 4, 3)},
         num_weights=3,
-        num_parameters=3 * 6 * 3 + 3 * 3 + 3,
+        num_parameters=3 * 6 * 4 + 3 * 4 + 3,
     )
 
 
 def test_equals_the_formulas():
     layer = HurdleHeads()
-    inputs, log_rate = normal(0, 4, 3, 6), normal(1, 4, 3)
-    layer.build(inputs.shape, log_rate.shape)
+    inputs, log_level = normal(0, 4, 3, 6), normal(1, 4, 3)
+    layer.build(inputs.shape, log_level.shape)
     randomize_weights(layer)
     kernel, bias = layer.kernel.numpy(), layer.bias.numpy()
     slope = layer.zero_slope.numpy()
-    outputs = np.asarray(layer(inputs, log_rate))
+    outputs = np.asarray(layer(inputs, log_level))
     for row in range(4):
         for task in range(3):
             own = [
                 np.asarray(inputs)[row, task] @ kernel[task, :, p]
                 + bias[task, p]
-                for p in range(3)
+                for p in range(4)
             ]
-            mean = np.asarray(log_rate)[row, task]
+            level = np.asarray(log_level)[row, task]
+            zero_logit = own[0] - slope[task] * level
             expected = [
-                mean,
-                own[0] - slope[task] * mean,
-                own[1] + mean,
+                own[3] + level + own[1] - np.log1p(np.exp(zero_logit)),
+                zero_logit,
+                own[1] + level,
                 np.log(np.log1p(np.exp(own[2])) + 0.05),
             ]
             np.testing.assert_allclose(
@@ -43,10 +47,21 @@ def test_equals_the_formulas():
             )
 
 
-def test_shape_sends_no_gradient_to_the_mean():
+def test_mean_sends_no_gradient_to_the_distribution():
     layer = HurdleHeads()
-    inputs, log_rate = tf.constant(normal(0, 4, 3, 6)), tf.ones((4, 3))
+    inputs, log_level = tf.constant(normal(0, 4, 3, 6)), tf.ones((4, 3))
     with tf.GradientTape() as tape:
-        tape.watch(log_rate)
-        shape = layer(inputs, log_rate)[..., 1:]
-    assert not np.any(tape.gradient(shape, log_rate))
+        tape.watch(log_level)
+        log_rate = layer(inputs, log_level)[..., 0]
+    of_level, of_kernel = tape.gradient(
+        log_rate, [log_level, layer.kernel.value]
+    )
+    assert not np.any(of_level)
+    assert not np.any(of_kernel[..., :3]) and np.all(of_kernel[..., 3])
+
+
+@pytest.mark.parametrize("rate", [0.01, 1.0, 300.0])
+def test_starts_from_the_initial_rates(rate):
+    layer = HurdleHeads([np.log(rate)])
+    outputs = layer(np.zeros((1, 1, 4), "float32"), np.log([[rate]]))
+    assert float(outputs[0, 0, 0]) == pytest.approx(np.log(rate), abs=1e-4)
