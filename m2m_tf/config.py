@@ -329,6 +329,8 @@ TRAINING_PRESETS = {
         epochs=4,
         learning_rate=2e-3,
         schedule="cosine",
+        # Compiling takes longer than it saves in so few steps.
+        jit_compile=False,
         shuffle_rows=131072,
     ),
 }
