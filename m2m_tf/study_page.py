@@ -17,7 +17,9 @@ _TITLES = {
     "median_smape": "SMAPE of the median",
     "smape": "SMAPE",
 }
-_HELD_AGAINST = ("nmae", "deviance", "median_nmae")
+_HELD_AGAINST = ("nmae", "deviance", "median_nmae", "median_smape")
+# Name of the best possible forecasts, where data tells them.
+_TRUTH = "true_rates"
 
 
 def write_page(
@@ -114,6 +116,8 @@ def _dataset_lines(config, folder, label, dataset):
     for name, sums in facts["forecasts"].items():
         rows.append([name, "", *_overall_texts([sums], labels)])
     lines += _table(["forecast", "seeds", *_TITLES.values()], rows)
+    if _TRUTH in facts["forecasts"] and "m2m" in models:
+        lines += [_distance_line(models, facts["forecasts"][_TRUTH], labels)]
     covered = [
         [
             model,
@@ -178,6 +182,31 @@ def _dataset_lines(config, folder, label, dataset):
         *_cell_lines(facts, models, present),
     ]
     return lines
+
+
+def _distance_line(models, truth, labels):
+    """How far M2M and its best rival are from the best possible forecasts."""
+    parts = []
+    for metric in ("nmae", "deviance"):
+        best = _overall([truth], labels, metric)[0]
+        means = {
+            model: np.mean(
+                _overall([run["sums"] for run in runs], labels, metric)
+            )
+            for model, runs in models.items()
+            if not model.startswith("m2m_")
+        }
+        ours = means.pop("m2m")
+        text = f"{_TITLES[metric]}: M2M {ours / best - 1:+.1%}"
+        if means:
+            rival = min(means, key=means.__getitem__)
+            text += f", its best rival ({rival}) {means[rival] / best - 1:+.1%}"
+        parts.append(text)
+    return (
+        "Above the best possible forecasts, which know the hidden state: "
+        + "; ".join(parts)
+        + ".\n"
+    )
 
 
 def _cell_lines(facts, models, present):
@@ -254,16 +283,9 @@ def _sweep_lines(config, folder, collected):
         if not found:
             continue
         values = {
-            value: [
-                float(
-                    comparison.overall(
-                        comparison.cell_values(
-                            run["sums"], facts["labels"], "nmae"
-                        )
-                    )
-                )
-                for run in runs
-            ]
+            value: _overall(
+                [run["sums"] for run in runs], facts["labels"], "nmae"
+            )
             for value, runs in found.items()
         }
         path = folder / f"sweep_{setting}.png"
@@ -285,18 +307,14 @@ def _sweep_lines(config, folder, collected):
 
 
 def _overall_texts(runs, labels):
+    return [_spread(_overall(runs, labels, metric)) for metric in _TITLES]
+
+
+def _overall(runs, labels, metric):
+    """The metric's overall value of each run."""
     return [
-        _spread(
-            [
-                float(
-                    comparison.overall(
-                        comparison.cell_values(sums, labels, metric)
-                    )
-                )
-                for sums in runs
-            ]
-        )
-        for metric in _TITLES
+        float(comparison.overall(comparison.cell_values(sums, labels, metric)))
+        for sums in runs
     ]
 
 

@@ -49,6 +49,8 @@ def run_study(
 ) -> pathlib.Path:
     """Runs what is missing and writes the page.
 
+    Interrupted, it writes the page of what is finished.
+
     Args:
         config: The study.
         results: Folder of all results.
@@ -76,13 +78,15 @@ def run_study(
     study = _Study(
         config, pathlib.Path(results), pathlib.Path(runs), report=report
     )
-    if sweep is None:
-        study.compare()
-    else:
-        study.sweep(sweep)
-    return study_page.write_page(
-        config, study.results, study.collect(), command=command
-    )
+    try:
+        if sweep is None:
+            study.compare()
+        else:
+            study.sweep(sweep)
+    except KeyboardInterrupt:
+        study.write_page(command)
+        raise
+    return study.write_page(command)
 
 
 @dataclasses.dataclass
@@ -125,6 +129,11 @@ class _Study:
                 self._score(
                     dataset, "m2m", merged, seed, f"sweep_{setting}_{value}"
                 )
+
+    def write_page(self, command):
+        return study_page.write_page(
+            self.config, self.results, self.collect(), command=command
+        )
 
     def collect(self):
         """Everything that the study's files tell, for the page."""

@@ -83,6 +83,25 @@ def test_goes_on_where_it_stopped(config, folders, monkeypatch):
 
 
 @pytest.mark.slow
+def test_interrupted_it_tells_what_is_finished(config, folders, monkeypatch):
+    gone = next((folders / "results/clinics/clinics").glob("mmoe-*-seed1.json"))
+    kept = gone.read_text()
+    gone.unlink()
+    page = folders / "results" / "clinics.md"
+    page.unlink()
+
+    def interrupted(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(compare._Study, "_run", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        run_study(config, folders / "results", folders / "runs")
+    gone.write_text(kept)
+    assert "| m2m | 2 |" in page.read_text()
+    assert "| mmoe | 1 |" in page.read_text()
+
+
+@pytest.mark.slow
 def test_sweeps_train_m2m_with_each_value(config, folders):
     for sweep in config.sweeps:
         run_study(config, folders / "results", folders / "runs", sweep=sweep)
