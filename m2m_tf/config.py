@@ -284,6 +284,8 @@ class TrainingSettings:
         beta_2: Adam's β2.
         epsilon: Adam's ε.
         clip_value: Gradients are clipped to [-clip_value, clip_value].
+        members: Networks trained one after another, each from a seed of its
+            own; the model is their mean, see `models.ensemble`.
         patience: Epochs without a better validation loss before stopping.
         seed: Seeds initial weights, dropout and the order of samples.
         dtype_policy: `"float32"` or `"mixed_bfloat16"`.
@@ -300,6 +302,7 @@ class TrainingSettings:
     beta_2: _Share = 0.998
     epsilon: _Positive = 1e-9
     clip_value: _Positive = 3.0
+    members: _Count = 1
     patience: _Count = 3
     seed: Annotated[int, Field(ge=0)] = 0
     dtype_policy: Literal["float32", "mixed_bfloat16"] = "float32"

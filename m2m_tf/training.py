@@ -1,9 +1,12 @@
 """Training by plain `compile` and `fit`, safe to kill and run again."""
 
 import contextlib
+import dataclasses
+import itertools
 import math
 import os
 import pathlib
+import statistics
 import time
 
 import keras
@@ -15,7 +18,8 @@ from m2m_tf.config import ModelSettings, TrainingSettings, to_values
 from m2m_tf.data.dataset import ForecastData
 from m2m_tf.losses import joint_hurdle, joint_poisson
 from m2m_tf.metrics import CellMetrics
-from m2m_tf.models import ForecastModel, build_model
+from m2m_tf.models import ForecastModel, build_model, ensemble
+from m2m_tf.models.ensemble import MEMBER_PREFIX
 
 MODEL_FILE = "model.keras"
 HISTORY_FILE = "history.json"
@@ -87,15 +91,40 @@ def train(
         data: Prepared data.
         model_settings: What is trained.
         settings: How it is trained.
-        folder: Gets `model.keras`, `history.json` and TensorBoard logs.
+        folder: Gets `model.keras`, `history.json` and TensorBoard logs; of
+            an ensemble each member also has a folder of its own with these.
 
     Returns:
-        One dict of losses and metrics per epoch.
+        One dict of losses and metrics per epoch; of an ensemble the members'
+        means.
 
     Raises:
         TrainingError: If no epoch gave a finite validation loss.
     """
     folder = pathlib.Path(folder)
+    if settings.members == 1:
+        return _train_network(data, model_settings, settings, folder)
+    places = [
+        folder / f"{MEMBER_PREFIX}{index}" for index in range(settings.members)
+    ]
+    for index, place in enumerate(places):
+        if place.exists():
+            continue
+        seed = settings.seed * settings.members + index
+        one = dataclasses.replace(settings, members=1, seed=seed)
+        unfinished = folder / f"unfinished_{index}"
+        _train_network(data, model_settings, one, unfinished)
+        unfinished.rename(place)
+    history = _mean_history(
+        [files.read_json(place / HISTORY_FILE) for place in places]
+    )
+    with files.replacing(folder / MODEL_FILE) as path:
+        ensemble([load_model(place) for place in places]).save(path)
+    files.write_json(folder / HISTORY_FILE, history)
+    return history
+
+
+def _train_network(data, model_settings, settings, folder):
     folder.mkdir(parents=True, exist_ok=True)
     keras.backend.clear_session()
     # TensorFlow compares a shuffle's seed with 0 in Python when the global
@@ -139,6 +168,17 @@ def train(
         )
     record.discard_backup()
     return record.history
+
+
+def _mean_history(histories):
+    """Means over the members that have trained an epoch, row by row."""
+    rows = itertools.zip_longest(*histories)
+    rows = [[row for row in epoch if row is not None] for epoch in rows]
+    return [
+        {key: statistics.fmean(row[key] for row in epoch) for key in epoch[0]}
+        | {"epoch": index}
+        for index, epoch in enumerate(rows, start=1)
+    ]
 
 
 def load_model(folder: str | os.PathLike) -> ForecastModel:

@@ -220,3 +220,44 @@ def test_optimizer_has_the_settings_of_the_paper():
     assert (optimizer.beta_1, optimizer.beta_2) == (0.9, 0.998)
     assert optimizer.epsilon == 1e-9
     assert float(optimizer.learning_rate) == pytest.approx(2e-3)
+
+
+@pytest.mark.slow
+def test_members_are_joined_and_finished_ones_are_kept(
+    prepared, tmp_path, monkeypatch
+):
+    data = prepared[-1]
+    settings = dataclasses.replace(SMALL_TRAINING, epochs=1, seed=3, members=2)
+    seeds = []
+    train_network = training._train_network
+
+    def killed_once(data, model_settings, settings, folder):
+        seeds.append(settings.seed)
+        if len(seeds) == 2:
+            raise KeyboardInterrupt
+        return train_network(data, model_settings, settings, folder)
+
+    monkeypatch.setattr(training, "_train_network", killed_once)
+    with pytest.raises(KeyboardInterrupt):
+        training.train(data, SMALL_MODEL, settings, tmp_path)
+    assert not (tmp_path / "model.keras").exists()
+    history = training.train(data, SMALL_MODEL, settings, tmp_path)
+    assert seeds == [6, 7, 7]
+
+    inputs, _ = next(iter(data.validation(16)))
+    members = [
+        training.load_model(tmp_path / f"member_{index}") for index in (0, 1)
+    ]
+    rates = [np.exp(member(inputs)["fees"][:, 0]) for member in members]
+    assert not np.allclose(*rates)
+    joined = training.load_model(tmp_path)
+    np.testing.assert_allclose(
+        np.exp(joined(inputs)["fees"][:, 0]), sum(rates) / 2, rtol=1e-4
+    )
+    losses = [
+        files.read_json(tmp_path / f"member_{index}/history.json")[0]["loss"]
+        for index in (0, 1)
+    ]
+    assert history == files.read_json(tmp_path / "history.json")
+    assert [row["epoch"] for row in history] == [1]
+    assert history[0]["loss"] == pytest.approx(sum(losses) / 2)

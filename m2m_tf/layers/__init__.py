@@ -10,6 +10,7 @@ from m2m_tf.layers.gated_experts import GatedExperts
 from m2m_tf.layers.history_offset import HistoryOffset
 from m2m_tf.layers.hurdle_heads import HurdleHeads
 from m2m_tf.layers.log_rate_heads import LogRateHeads
+from m2m_tf.layers.mean_forecast import MeanForecast
 from m2m_tf.layers.meta_attention import MetaAttention
 from m2m_tf.layers.meta_dense import MetaDense
 from m2m_tf.layers.meta_residual_tower import MetaResidualTower
@@ -29,6 +30,7 @@ __all__ = [
     "HistoryOffset",
     "HurdleHeads",
     "LogRateHeads",
+    "MeanForecast",
     "MetaAttention",
     "MetaDense",
     "MetaResidualTower",

@@ -5,6 +5,7 @@ import keras
 from m2m_tf import layers
 from m2m_tf.data import schema
 from m2m_tf.models import backbone
+from m2m_tf.models.ensemble import MEMBER_PREFIX
 from m2m_tf.models.forecast_model import ForecastModel
 
 ATTENTION_LAYER = "meta_attention"
@@ -131,9 +132,14 @@ def m2m(
 def expert_attention(model: ForecastModel) -> keras.Model | None:
     """Model from the same inputs to α `[batch, num_tasks, num_experts]`.
 
-    None for a model without task attention over experts.
+    None for a model without task attention over experts. Experts of different
+    networks have nothing to do with each other: of an ensemble the first
+    member's are told.
     """
-    if all(layer.name != ATTENTION_LAYER for layer in model.layers):
+    names = [layer.name for layer in model.layers]
+    if f"{MEMBER_PREFIX}0" in names:
+        return expert_attention(model.get_layer(f"{MEMBER_PREFIX}0"))
+    if ATTENTION_LAYER not in names:
         return None
     _, scores = model.get_layer(ATTENTION_LAYER).output
     return keras.Model(model.inputs, scores)
