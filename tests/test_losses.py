@@ -89,6 +89,11 @@ def test_last_axis_of_size_one_does_not_broadcast():
     )
 
 
+def test_parameters_of_a_hurdle_are_no_log_rates():
+    with pytest.raises(ValueError, match=r"`joint_hurdle`.*\(8, 1\).*\(8, 4\)"):
+        PoissonLogRate()(tf.ones((8, 1)), tf.ones((8, 4)))
+
+
 def test_other_shapes_are_rejected():
     with pytest.raises(
         ValueError,
