@@ -17,6 +17,10 @@ class MeanForecast(keras.layers.Layer):
     means of the networks' parameters: a distribution of the same kind, less
     wide than a mixture. Computed in float32 whatever the policy.
 
+    Args:
+        dtype: Defaults to `"float32"`, not to the global policy.
+        **kwargs: Keras layer arguments, such as `name`.
+
     Call arguments:
         inputs: Float tensor `[batch, M, P]`; the first of the P parameters
             is a log rate.
