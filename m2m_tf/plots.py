@@ -20,7 +20,7 @@ _COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 _HATCHES = ("", "//", "..", "xx", "\\\\", "++")
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 _TITLES = {
-    "loss": "Joint loss (Σ λ × Poisson loss)",
+    "loss": "Joint loss (weighted sum over the tasks)",
     "overall_nmae": "NMAE, mean over the cells",
     "overall_smape": "SMAPE, mean over the cells (0 to 2)",
     "overall_poisson_deviance": "Poisson deviance, mean over the cells",
