@@ -12,6 +12,8 @@ import numpy as np
 
 from m2m_tf.metrics import MIN_RATE
 
+# Name of the best possible forecasts, where a dataset tells them.
+TRUE_RATES = "true_rates"
 # Entities are drawn by groups of them, by a hash of their id.
 NUM_GROUPS = 32
 _DRAWS = 2000

@@ -86,15 +86,8 @@ class PoissonLogRate(keras.losses.Loss):
 def _match_rank(y_true, log_rate):
     """Aligns a last axis of size 1, which broadcasting would pair up."""
     true_rank, rate_rank = len(y_true.shape), len(log_rate.shape)
-    if true_rank == rate_rank:
-        sizes = [shape[-1:] for shape in (y_true.shape, log_rate.shape)]
-        if None not in sizes[0] + sizes[1] and sizes[0] != sizes[1]:
-            raise ValueError(
-                "`y_true` and `log_rate` must have the same last axis. A model "
-                "with the hurdle likelihood is trained with `joint_hurdle`. "
-                f"Received: y_true.shape={tuple(y_true.shape)}, "
-                f"log_rate.shape={tuple(log_rate.shape)}"
-            )
+    last_axes = {size for x in (y_true, log_rate) for size in x.shape[-1:]}
+    if true_rank == rate_rank and len(last_axes - {None}) <= 1:
         return y_true
     if true_rank == rate_rank - 1 and log_rate.shape[-1] == 1:
         return ops.expand_dims(y_true, axis=-1)
@@ -102,7 +95,8 @@ def _match_rank(y_true, log_rate):
         return ops.squeeze(y_true, axis=-1)
     raise ValueError(
         "`y_true` and `log_rate` must have the same shape, apart from a last "
-        f"axis of size 1. Received: y_true.shape={tuple(y_true.shape)}, "
+        "axis of size 1; a model with the hurdle likelihood is trained with "
+        f"`joint_hurdle`. Received: y_true.shape={tuple(y_true.shape)}, "
         f"log_rate.shape={tuple(log_rate.shape)}"
     )
 

@@ -5,7 +5,7 @@ import pathlib
 import numpy as np
 
 from m2m_tf import comparison, files, plots
-from m2m_tf.config import StudyConfig
+from m2m_tf.config import ABLATIONS, StudyConfig
 
 # Text by hand that goes before the tables, if there is any.
 NOTES_FILE = "notes.md"
@@ -18,8 +18,6 @@ _TITLES = {
     "smape": "SMAPE",
 }
 _HELD_AGAINST = ("nmae", "deviance", "median_nmae", "median_smape")
-# Name of the best possible forecasts, where data tells them.
-_TRUTH = "true_rates"
 
 
 def write_page(
@@ -116,8 +114,9 @@ def _dataset_lines(config, folder, label, dataset):
     for name, sums in facts["forecasts"].items():
         rows.append([name, "", *_overall_texts([sums], labels)])
     lines += _table(["forecast", "seeds", *_TITLES.values()], rows)
-    if _TRUTH in facts["forecasts"] and "m2m" in models:
-        lines += [_distance_line(models, facts["forecasts"][_TRUTH], labels)]
+    truth = facts["forecasts"].get(comparison.TRUE_RATES)
+    if truth and "m2m" in models:
+        lines += [_distance_line(models, truth, labels)]
     covered = [
         [
             model,
@@ -194,7 +193,7 @@ def _distance_line(models, truth, labels):
                 _overall([run["sums"] for run in runs], labels, metric)
             )
             for model, runs in models.items()
-            if not model.startswith("m2m_")
+            if model not in ABLATIONS
         }
         ours = means.pop("m2m")
         text = f"{_TITLES[metric]}: M2M {ours / best - 1:+.1%}"

@@ -399,9 +399,11 @@ class _Dataset:
             name: (sample[name], sample[name])
             for name in (naive.LAST_WEEK, naive.HISTORY_MEAN)
         }
-        truth = self.spec_path.parent / "true_rates.parquet"
+        truth = self.spec_path.parent / f"{comparison.TRUE_RATES}.parquet"
         if truth.exists():
-            forecasts["true_rates"] = _true_rates(data.spec, sample, truth)
+            forecasts[comparison.TRUE_RATES] = _true_rates(
+                data.spec, sample, truth
+            )
         counts = {}
         for split in windows.SPLIT_NAMES:
             chosen = self._sample(data, split)

@@ -22,6 +22,20 @@ def require_rank(rank):
     return rank
 
 
+def optional_floats(values):
+    """The values as a list of floats, which JSON keeps, or None."""
+    return None if values is None else [float(value) for value in values]
+
+
+def require_one_per_task(name, values, num_tasks):
+    """Raises if `values` is a list of another length than `num_tasks`."""
+    if values is not None and len(values) != num_tasks:
+        raise ValueError(
+            f"`{name}` must hold one number per task, {num_tasks}. "
+            f"Received: {name}={values}"
+        )
+
+
 def require_positive_ints(name, values, allow_empty=False):
     """Returns `values` as a tuple of positive integers, raises otherwise."""
     expected = "a sequence" if allow_empty else "a non-empty sequence"

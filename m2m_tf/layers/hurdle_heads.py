@@ -4,6 +4,8 @@ import keras
 import numpy as np
 from keras import ops, regularizers
 
+from m2m_tf.layers._arguments import optional_floats, require_one_per_task
+
 # Least scale of the positive part: a scale of 0 would claim certainty.
 _MIN_SCALE = 0.05
 
@@ -22,11 +24,11 @@ class HurdleHeads(keras.layers.Layer):
 
     with L_t the tower's representation of task t, h_t its level and sg the
     stopped gradient. The distribution is learned by its likelihood, which
-    few huge labels cannot pull about. The mean μ_t starts from it and learns
-    by the Poisson loss (eq. 20) how far the mean of the long tail lies above
-    it; without its gradient, so that what is best for the mean cannot bend
-    medians and intervals. Such a shape holds the many zeros and long tails of
-    advertisers' counts, and any quantile of it is a formula, see
+    a few huge labels do not rule. The mean μ_t starts from it and learns by
+    the Poisson loss (eq. 20) how far the mean of the long tail lies above it.
+    The gradient is stopped there, so that what is best for the mean cannot
+    bend medians and intervals. Such a shape holds the many zeros and long
+    tails of advertisers' counts, and any quantile of it is a formula, see
     `forecast.hurdle_quantile`. An option beyond the paper.
 
     Computed in float32 whatever the policy.
@@ -45,6 +47,9 @@ class HurdleHeads(keras.layers.Layer):
     Output shape:
         `[batch, num_tasks, 4]`: log μ, logit π, location and log scale.
 
+    Raises:
+        ValueError: If the number of initial log rates is not that of tasks.
+
     Example:
 
     >>> representations = keras.random.normal((8, 5, 16))
@@ -60,15 +65,14 @@ class HurdleHeads(keras.layers.Layer):
         **kwargs,
     ):
         super().__init__(dtype=dtype, **kwargs)
-        self.initial_log_rates = (
-            None
-            if initial_log_rates is None
-            else [float(value) for value in initial_log_rates]
-        )
+        self.initial_log_rates = optional_floats(initial_log_rates)
         self.kernel_regularizer = regularizers.get(kernel_regularizer)
 
     def build(self, inputs_shape, log_level_shape):
         num_tasks, width = inputs_shape[1:]
+        require_one_per_task(
+            "initial_log_rates", self.initial_log_rates, num_tasks
+        )
         self.kernel = self.add_weight(
             name="kernel",
             shape=(num_tasks, width, 4),
@@ -80,7 +84,7 @@ class HurdleHeads(keras.layers.Layer):
             shape=(num_tasks, 4),
             initializer=self._initial_bias,
         )
-        # At 1, with a bias of 0, odds of a zero start at 1 / mean.
+        # At 1, with a bias of 0, odds of a zero start at 1 / exp(h).
         self.zero_slope = self.add_weight(
             name="zero_slope", shape=(num_tasks,), initializer="ones"
         )

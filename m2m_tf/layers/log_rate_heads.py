@@ -4,6 +4,8 @@ import keras
 import numpy as np
 from keras import ops, regularizers
 
+from m2m_tf.layers._arguments import optional_floats, require_one_per_task
+
 
 @keras.saving.register_keras_serializable("m2m_tf")
 class LogRateHeads(keras.layers.Layer):
@@ -42,23 +44,15 @@ class LogRateHeads(keras.layers.Layer):
         **kwargs,
     ):
         super().__init__(dtype=dtype, **kwargs)
-        self.initial_log_rates = (
-            None
-            if initial_log_rates is None
-            else [float(value) for value in initial_log_rates]
-        )
+        self.initial_log_rates = optional_floats(initial_log_rates)
         self.kernel_regularizer = regularizers.get(kernel_regularizer)
 
     def build(self, input_shape):
         num_tasks, width = input_shape[1:]
         values = self.initial_log_rates
+        require_one_per_task("initial_log_rates", values, num_tasks)
         if values is None:
             values = [0.0] * num_tasks
-        if len(values) != num_tasks:
-            raise ValueError(
-                "`initial_log_rates` must hold one number per task, "
-                f"{num_tasks}. Received: initial_log_rates={values}"
-            )
         self.kernel = self.add_weight(
             name="kernel",
             shape=(num_tasks, width),

@@ -200,7 +200,7 @@ class SequenceEncoder(keras.layers.Layer):
         )
         last = ops.expand_dims(self._pool(days, sequence_mask), 1)
         query = ops.squeeze(attention.query_dense(last), 1)
-        # b: batch, l: lookback, w: width of a day, h: head, k: width of a head
+        # b: batch, h: head, w: width of a day, k: width of a head
         query = ops.einsum("bhk,whk->bhw", query, key_kernel)
         scores = ops.matmul(query, ops.transpose(days, (0, 2, 1)))
         scores = ops.cast(scores, "float32") / key_kernel.shape[-1] ** 0.5

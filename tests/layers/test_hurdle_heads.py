@@ -65,3 +65,9 @@ def test_starts_from_the_initial_rates(rate):
     layer = HurdleHeads([np.log(rate)])
     outputs = layer(np.zeros((1, 1, 4), "float32"), np.log([[rate]]))
     assert float(outputs[0, 0, 0]) == pytest.approx(np.log(rate), abs=1e-4)
+
+
+def test_other_numbers_of_initial_rates_are_refused():
+    layer = HurdleHeads([0.0, 1.0])
+    with pytest.raises(ValueError, match="one number per task, 3. .*0.0, 1.0"):
+        layer.build((None, 3, 6), (None, 3))

@@ -39,6 +39,13 @@ def check_gradient_reaches_every_weight(model, batch):
         assert float(tf.reduce_max(tf.abs(gradient))) > 0, weight.path
 
 
+def check_saves_and_loads_exactly(model, batch, path):
+    model.save(path)
+    loaded = keras.saving.load_model(path)
+    for task, values in model(batch[0]).items():
+        np.testing.assert_array_equal(values, loaded(batch[0])[task])
+
+
 def check_scenario_changes_the_forecast(model, batch):
     inputs = dict(batch[0])
     inputs["scenario_features"] = tf.zeros_like(inputs["scenario_features"])

@@ -1,10 +1,9 @@
-import keras
 import numpy as np
 import pytest
 
 from m2m_tf.models import ensemble, expert_attention
 
-from .model_checks import build
+from .model_checks import build, check_saves_and_loads_exactly
 
 
 @pytest.fixture(scope="module")
@@ -34,11 +33,9 @@ def test_has_the_name_inputs_and_outputs_of_its_members(members):
 
 
 def test_saves_and_loads_exactly(members, batch, tmp_path):
-    joined = ensemble(members)
-    joined.save(tmp_path / "model.keras")
-    loaded = keras.saving.load_model(tmp_path / "model.keras")
-    for task, values in joined(batch[0]).items():
-        np.testing.assert_array_equal(values, loaded(batch[0])[task])
+    check_saves_and_loads_exactly(
+        ensemble(members), batch, tmp_path / "model.keras"
+    )
 
 
 def test_members_may_be_of_any_model(clinic_data, batch):

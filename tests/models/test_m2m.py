@@ -9,6 +9,7 @@ from m2m_tf.models import expert_attention
 from .model_checks import (
     build,
     check_gradient_reaches_every_weight,
+    check_saves_and_loads_exactly,
     check_scenario_changes_the_forecast,
     check_untrained_rates_are_near,
 )
@@ -98,10 +99,7 @@ def test_padded_days_never_matter_and_real_ones_do(clinic_data, batch):
 
 def test_model_saves_and_loads_exactly(clinic_data, batch, tmp_path):
     model = build(clinic_data)
-    model.save(tmp_path / "model.keras")
-    loaded = keras.saving.load_model(tmp_path / "model.keras")
-    for task, values in model(batch[0]).items():
-        np.testing.assert_array_equal(values, loaded(batch[0])[task])
+    check_saves_and_loads_exactly(model, batch, tmp_path / "model.keras")
     model.save_weights(tmp_path / "model.weights.h5")
     other = build(clinic_data)
     other.set_weights([np.zeros_like(w) for w in other.get_weights()])

@@ -1,6 +1,5 @@
 import re
 
-import keras
 import numpy as np
 import pytest
 import tensorflow as tf
@@ -10,6 +9,7 @@ from m2m_tf.models import BUILDERS
 from .model_checks import (
     build,
     check_gradient_reaches_every_weight,
+    check_saves_and_loads_exactly,
     check_scenario_changes_the_forecast,
     check_untrained_rates_are_near,
 )
@@ -27,10 +27,7 @@ def test_gradient_reaches_every_weight(clinic_data, batch, name):
 def test_saves_and_loads_exactly(clinic_data, batch, name, tmp_path):
     model = build(clinic_data, name=name)
     assert list(model(batch[0])) == ["visits", "fees", "open"]
-    model.save(tmp_path / "model.keras")
-    loaded = keras.saving.load_model(tmp_path / "model.keras")
-    for task, values in model(batch[0]).items():
-        np.testing.assert_array_equal(values, loaded(batch[0])[task])
+    check_saves_and_loads_exactly(model, batch, tmp_path / "model.keras")
 
 
 @pytest.mark.parametrize("name", RIVALS)
