@@ -238,6 +238,9 @@ class ModelSettings:
         meta_tower: False is the ablation "w/o MT".
         history_offset: Adds the entity's own recent level, with learned
             weights, to each log rate (beyond the paper).
+        head_normalization: Layer normalisation before the heads: an entity
+            far larger than most is forecast from its level, and what is
+            added to that stays within bounds (beyond the paper).
         context_in_backbone: Feeds scenario and profile attributes to the
             experts as well as to the meta units (beyond the paper).
         likelihood: `"poisson"`: the model gives means (eq. 20). `"hurdle"`:
@@ -264,6 +267,7 @@ class ModelSettings:
     meta_attention: bool = True
     meta_tower: bool = True
     history_offset: bool = False
+    head_normalization: bool = False
     context_in_backbone: bool = False
     likelihood: Literal["poisson", "hurdle"] = "poisson"
     dropout: Annotated[float, Field(ge=0, lt=1)] = 0.0
@@ -367,6 +371,7 @@ class SimulatorSource:
         days: Days simulated.
         seed: Seeds the advertisers.
         scenario_dependence: False gives all scenarios the same mechanisms.
+        mechanism_strength: How much behaviours move log rates.
     """
 
     name: Literal["simulator"]
@@ -374,6 +379,7 @@ class SimulatorSource:
     days: Annotated[int, Field(ge=140)] = 240
     seed: Annotated[int, Field(ge=0)] = 0
     scenario_dependence: bool = True
+    mechanism_strength: _NonNegative = 0.5
 
 
 # Tables that a run makes itself before it validates them.

@@ -101,10 +101,11 @@ def _parser():
         ("advertisers", 2500, "number of advertisers"),
         ("days", 240, "days simulated"),
         ("seed", 0, "seeds the advertisers"),
+        ("mechanism-strength", 0.5, "how much behaviours move rates"),
     ):
         command.add_argument(
             f"--{name}",
-            type=int,
+            type=type(default),
             default=default,
             help=f"{text} (default: {default})",
         )
@@ -227,6 +228,7 @@ def _simulate(options):
             days=options.days,
             seed=options.seed,
             scenario_dependence=not options.same_mechanisms,
+            mechanism_strength=options.mechanism_strength,
         )
     print(f"tables: {options.output / 'spec.yaml'}")
 

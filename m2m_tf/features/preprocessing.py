@@ -346,10 +346,18 @@ def fit_preprocessor(
 
 
 def quantile_edges(values: np.ndarray) -> list[float]:
-    """Edges of up to `NUM_BUCKETS` buckets of the non-zero values."""
+    """Edges of up to `NUM_BUCKETS` buckets of the non-zero values.
+
+    The edges of few values, such as an attribute of the scenarios, lie
+    half-way between them: a new scenario is then taken for the one nearest
+    to it, and never falls into a bucket of which nothing has been learned.
+    """
     values = values[np.isfinite(values) & (values != 0)]
     if not values.size:
         return []
+    if values.size <= NUM_BUCKETS:
+        distinct = np.unique(values.astype(np.float32))
+        return ((distinct[:-1] + distinct[1:]) / 2).tolist()
     shares = np.arange(1, NUM_BUCKETS) / NUM_BUCKETS
     edges = np.unique(np.quantile(values, shares).astype(np.float32))
     # An edge at the smallest value would leave its bucket empty.

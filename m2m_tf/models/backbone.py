@@ -131,6 +131,7 @@ def forecast_heads(
     *,
     label_means,
     history_offset,
+    head_normalization,
     likelihood,
     regularizer,
 ) -> dict:
@@ -143,6 +144,8 @@ def forecast_heads(
         label_means: Mean training label of each task, from whose logs the
             heads start; None starts all rates from 1.
         history_offset: Whether to add `layers.HistoryOffset`.
+        head_normalization: Whether the representations are normalised (Ba
+            et al., "Layer Normalization", 2016).
         likelihood: See `ModelSettings`.
         regularizer: Regularizer of the heads' kernels.
 
@@ -150,6 +153,11 @@ def forecast_heads(
         `{task: log rate [batch, 1]}`, or with the hurdle likelihood `{task:
         parameters [batch, 4]}`, of which the first is the log rate.
     """
+    if head_normalization:
+        # Scale and shift would be the heads' own, and tasks would share them.
+        representations = keras.layers.LayerNormalization(
+            center=False, scale=False, name="head_normalization"
+        )(representations)
     offset_share = sum(HISTORY_WEIGHTS) if history_offset else 0.0
     log_means = label_means and [math.log(mean) for mean in label_means]
     outputs = layers.LogRateHeads(

@@ -28,6 +28,7 @@ def m2m(
     meta_attention=True,
     meta_tower=True,
     history_offset=False,
+    head_normalization=False,
     context_in_backbone=False,
     likelihood="poisson",
     dropout=0.0,
@@ -123,6 +124,7 @@ def m2m(
         spec,
         label_means=label_means,
         history_offset=history_offset,
+        head_normalization=head_normalization,
         likelihood=likelihood,
         regularizer=l2_other,
     )

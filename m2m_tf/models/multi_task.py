@@ -14,6 +14,7 @@ def multi_task_model(
     view_dim,
     num_tower_layers,
     history_offset,
+    head_normalization,
     likelihood,
     l2,
     label_means,
@@ -34,8 +35,8 @@ def multi_task_model(
             a representation of each task `[batch, num_tasks, view_dim]`.
         view_dim: Width of each tower layer.
         num_tower_layers: Dense layers of a tower.
-        history_offset, likelihood, l2, label_means: See `ModelSettings` and
-            `m2m`.
+        history_offset, head_normalization, likelihood, l2, label_means: See
+            `ModelSettings` and `m2m`.
         stitched: Whether a cross-stitch unit stands before each tower layer.
         encode: Function of inputs, spec and regularizer that encodes them;
             None: `features_with_attributes`, giving F `[batch, D]`.
@@ -58,6 +59,7 @@ def multi_task_model(
         spec,
         label_means=label_means,
         history_offset=history_offset,
+        head_normalization=head_normalization,
         likelihood=likelihood,
         regularizer=regularizer,
     )

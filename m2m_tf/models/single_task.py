@@ -14,6 +14,7 @@ def single_task(
     view_dim=256,
     num_tower_layers=2,
     history_offset=False,
+    head_normalization=False,
     likelihood="poisson",
     l2=1e-6,
     label_means=None,
@@ -54,6 +55,7 @@ def single_task(
         spec,
         label_means=label_means,
         history_offset=history_offset,
+        head_normalization=head_normalization,
         likelihood=likelihood,
         regularizer=regularizer,
     )

@@ -4,6 +4,7 @@ import math
 import numpy as np
 import polars as pl
 import pytest
+from hypothesis import given, strategies as st
 from tables import write_clinic_tables
 
 from m2m_tf.config import DatasetSpec
@@ -161,3 +162,15 @@ def test_quantile_edges():
     assert quantile_edges(np.array([0.0, 2.0, 2.0, np.nan])) == []
     edges = quantile_edges(np.arange(1000, dtype="float64"))
     assert len(edges) == 31 and edges == sorted(set(edges))
+
+
+def test_a_value_between_few_seen_ones_is_taken_for_the_nearest():
+    edges = quantile_edges(np.array([0.9, 0.1, 0.5, 0.5, 0.0]))
+    np.testing.assert_allclose(edges, [0.3, 0.7])
+
+
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=32))
+def test_no_bucket_of_few_values_is_without_one(values):
+    values = np.array(values, "float32")
+    edges = quantile_edges(values)
+    assert set(np.digitize(values, edges)) == set(range(len(edges) + 1))

@@ -53,6 +53,7 @@ VARIANTS = {
     "attention": {"pooling": "attention"},
     "no offset": {"history_offset": False},
     "means alone": {"likelihood": "poisson"},
+    "normalised": {"head_normalization": True},
 }
 
 

@@ -158,6 +158,8 @@ def test_mechanisms_differ_by_scenario_only_if_they_should():
     clicks = weights[:, :, 1]
     assert ((clicks.min(1) < -0.1) & (clicks.max(1) > 0.1)).any(-1).all()
     assert weights.std(0).max() > 0.05  # By category, too.
+    weak = simulator.make_world(mechanism_strength=0.25).weights(categories)
+    np.testing.assert_allclose(weak, weights / 2)
     same = simulator.make_world(False).weights(categories)
     np.testing.assert_allclose(same, same[:, :1].repeat(6, axis=1))
     assert same.std(0).max() > 0.05
@@ -169,6 +171,10 @@ def test_mechanisms_differ_by_scenario_only_if_they_should():
         ({"advertisers": 0}, "`advertisers` must be 1 at least.*=0"),
         ({"days": 100}, "`days` must be 140 at least.*=100"),
         ({"seed": -1}, "`seed` must be 0 at least.*=-1"),
+        (
+            {"mechanism_strength": -0.1},
+            "`mechanism_strength` must be 0 at least.*=-0.1",
+        ),
     ],
 )
 def test_wrong_arguments(tmp_path, changes, message):
