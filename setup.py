@@ -27,6 +27,7 @@ setuptools.setup(
     },
     install_requires=[
         "tensorflow>=2.21,<2.22",
+        "tensorflow-serving-api>=2.21,<2.22",
         "keras>=3.15,<3.16",
         "tensorflow-datasets>=4.9.10,<4.10",
         "importlib_resources>=6,<8",

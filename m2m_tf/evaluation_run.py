@@ -20,7 +20,8 @@ from m2m_tf.forecast import (
     poisson_median,
     task_forecasts,
 )
-from m2m_tf.models import ForecastModel, expert_attention
+from m2m_tf.models import ForecastModel, explanation
+from m2m_tf.models.m2m import EXPERT_ATTENTION
 
 _BATCH = 1024
 
@@ -72,7 +73,7 @@ def forecast_split(
     """
     spec = data.spec
     num_scenarios = len(data.preprocessor.scenario_names)
-    attention_model = expert_attention(model)
+    attention_model = explanation(model)
     step = _make_step(data, model, attention_model)
     names = list(schema.raw_features(spec))
     parts, naive = [], []
@@ -169,7 +170,9 @@ def _make_step(data, model, attention_model):
         result = {name: tf.concat(x, axis=1) for name, x in columns.items()}
         result["scenario"] = inputs[schema.SCENARIO_FEATURES][:, 0]
         if attention_model is not None:
-            result["attention"] = attention_model(inputs, training=False)
+            result["attention"] = attention_model(inputs, training=False)[
+                EXPERT_ATTENTION
+            ]
         return result
 
     return step

@@ -3,33 +3,46 @@
 import json
 import os
 import pathlib
+from collections.abc import Mapping
 
 import keras
+import numpy as np
 import tensorflow as tf
+from tensorflow.core.protobuf import saved_model_pb2
+from tensorflow_serving.apis import (
+    predict_pb2,
+    prediction_log_pb2,
+    regression_pb2,
+)
 
-from m2m_tf import files
+from m2m_tf import files, model_card, signatures
 from m2m_tf.config import DatasetSpec
 from m2m_tf.data import schema
 from m2m_tf.features import Preprocessor
-from m2m_tf.forecast import LOWER, MEDIAN, UPPER, has_shape, task_forecasts
+from m2m_tf.forecast import LOWER, MEDIAN, UPPER, has_shape
 from m2m_tf.models import ForecastModel
+from m2m_tf.signatures import output_name
 
-CONTRACT_FILE = "assets.extra/m2m_contract.json"
+EXTRA_FOLDER = "assets.extra"
+CONTRACT_FILE = f"{EXTRA_FOLDER}/m2m_contract.json"
+CARD_FILE = f"{EXTRA_FOLDER}/model_card.md"
+# The name that TF Serving looks for.
+WARMUP_FILE = f"{EXTRA_FOLDER}/tf_serving_warmup_requests"
+_GRAPH_FILE = "saved_model.pb"
 
 
 def export_model(
     model: ForecastModel,
     preprocessor: Preprocessor,
     folder: str | os.PathLike,
+    card: Mapping | None = None,
 ) -> pathlib.Path:
     """Writes the next version of a servable model, whole or not at all.
 
-    Signatures, both giving `{task: mean forecast, float32 [batch, 1]}` and,
-    from a model with the hurdle likelihood, `<task>_median`, `<task>_lower`
-    and `<task>_upper` (the median and the bounds of the 80 % interval):
-
-    - `predict`: the named tensors of `schema.raw_features`.
-    - `serving_default`: `examples`, serialized `tf.Example`s of the same.
+    Signatures are those of `signatures.make_signatures`. Beside the model, in
+    `assets.extra`, lie `m2m_contract.json` (inputs, outputs, defaults and
+    the order of columns and scenarios), `model_card.md`, and
+    `tf_serving_warmup_requests`, which TF Serving replays before it answers.
 
     The SavedModel needs neither m2m_tf nor Keras.
 
@@ -37,68 +50,51 @@ def export_model(
         model: A trained model.
         preprocessor: The one that it was trained with.
         folder: Folder of the model's versions, `saved_models/<name>`.
+        card: What is known of the training, see `model_card.format_card`.
 
     Returns:
         Folder of the new version, `<folder>/<version>`.
     """
     folder = pathlib.Path(folder)
-    spec = preprocessor.spec
-    tensors = schema.raw_features(spec)
-
-    def forecast(raw):
-        outputs = model(preprocessor(raw), training=False)
-        forecasts = {}
-        for task, whole in zip(
-            spec.tasks, preprocessor.statistics.whole_labels, strict=True
-        ):
-            parts = task_forecasts(outputs[task.name], task, whole)
-            for part, values in parts.items():
-                forecasts[output_name(task.name, part)] = values
-        return forecasts
-
-    def parse_and_forecast(examples):
-        return forecast(tf.io.parse_example(examples, _parsing(tensors)))
-
     archive = keras.export.ExportArchive()
     archive.track(preprocessor)
     archive.track(model)
-    archive.add_endpoint(
-        "serving_default",
-        parse_and_forecast,
-        input_signature=[tf.TensorSpec([None], tf.string, name="examples")],
-    )
-    archive.add_endpoint(
-        "predict",
-        forecast,
-        input_signature=[
-            {
-                name: tf.TensorSpec(
-                    (None, *tensor.shape), tensor.dtype, name=name
-                )
-                for name, tensor in tensors.items()
-            }
-        ],
-    )
+    made = signatures.make_signatures(model, preprocessor)
+    for name, signature in made.items():
+        archive.add_endpoint(
+            name, signature.function, input_signature=[signature.inputs]
+        )
     version = folder / str(_next_version(folder))
     with files.replacing(version) as temporary:
         archive.write_out(str(temporary), verbose=False)
-        contract = temporary / CONTRACT_FILE
-        contract.parent.mkdir(exist_ok=True)
-        values = make_contract(spec) | {
+        _name_regress_methods(temporary, made)
+        (temporary / EXTRA_FOLDER).mkdir(exist_ok=True)
+        contract = make_contract(preprocessor.spec) | {
             "vocabularies": preprocessor.statistics.vocabularies,
-            "outputs": _describe_outputs(model, spec),
+            "scenarios": list(preprocessor.scenario_names[1:]),
+            "outputs": _describe_outputs(model, preprocessor.spec),
+            "signatures": _describe_signatures(temporary),
         }
-        contract.write_text(json.dumps(values, indent=2))
+        (temporary / CONTRACT_FILE).write_text(json.dumps(contract, indent=2))
+        (temporary / CARD_FILE).write_text(
+            model_card.format_card(model, preprocessor, card or {})
+        )
+        _write_warmup(temporary / WARMUP_FILE, preprocessor, made)
     return version
 
 
-def output_name(task_name: str, part: str) -> str:
-    """Name of a signature's output; a task's mean bears the task's name."""
-    return task_name if part == "mean" else f"{task_name}_{part}"
-
-
 def make_contract(spec: DatasetSpec) -> dict:
-    """What a caller of the model must know, as JSON values."""
+    """What a caller of the model must know, as JSON values.
+
+    An input with a `default` may be left out of a `tf.Example`; null stands
+    for NaN.
+    """
+    defaults = signatures.default_values(spec)
+    inputs = {}
+    for name, tensor in schema.raw_features(spec).items():
+        inputs[name] = {"shape": list(tensor.shape), "dtype": tensor.dtype}
+        if name in defaults:
+            inputs[name]["default"] = _json_value(defaults[name])
     return {
         "lookback": spec.lookback,
         "horizon": spec.horizon,
@@ -106,16 +102,21 @@ def make_contract(spec: DatasetSpec) -> dict:
             {"name": task.name, "kind": task.kind, "column": task.column}
             for task in spec.tasks
         ],
-        "inputs": {
-            name: {"shape": list(tensor.shape), "dtype": tensor.dtype}
-            for name, tensor in schema.raw_features(spec).items()
-        },
+        "inputs": inputs,
         "sequence_columns": {
             schema.BEHAVIOR_SEQUENCE: list(schema.behavior_names(spec)),
             schema.PERFORMANCE_SEQUENCE: list(schema.performance_names(spec)),
             schema.KNOWN_FUTURE: list(spec.known_future),
         },
     }
+
+
+def _json_value(array):
+    if array.dtype.kind == "S":
+        return array.item().decode()
+    if array.dtype.kind == "f" and np.isnan(array).any():
+        return None
+    return array.tolist()
 
 
 def _describe_outputs(model, spec):
@@ -133,11 +134,123 @@ def _describe_outputs(model, spec):
     }
 
 
-def _parsing(tensors):
+def _describe_signatures(version):
+    """Names, dtypes and shapes (-1: any size) as the SavedModel has them."""
+    graph = saved_model_pb2.SavedModel.FromString(
+        (version / _GRAPH_FILE).read_bytes()
+    )
     return {
-        name: tf.io.FixedLenFeature(tensor.shape, tensor.dtype)
-        for name, tensor in tensors.items()
+        name: {
+            "method": definition.method_name,
+            "inputs": _describe_tensors(definition.inputs),
+            "outputs": _describe_tensors(definition.outputs),
+        }
+        for name, definition in graph.meta_graphs[0].signature_def.items()
+        if not name.startswith("__")
     }
+
+
+def _describe_tensors(tensors):
+    return {
+        name: {
+            "dtype": tf.dtypes.as_dtype(tensor.dtype).name,
+            "shape": [axis.size for axis in tensor.tensor_shape.dim],
+        }
+        for name, tensor in sorted(tensors.items())
+    }
+
+
+def _name_regress_methods(version, made):
+    """Says which signatures are for the Regress API.
+
+    Keras calls every signature one for Predict, as `tf.saved_model.save`
+    does.
+    """
+    utils = tf.compat.v1.saved_model.signature_def_utils
+    updater = utils.MethodNameUpdater(str(version))
+    for name in made:
+        if name.startswith(signatures.REGRESS_PREFIX):
+            updater.replace_method_name(
+                name,
+                tf.compat.v1.saved_model.signature_constants.REGRESS_METHOD_NAME,
+            )
+    updater.save()
+
+
+def _write_warmup(path, preprocessor, made):
+    """One request for each signature: a row of an entity without history."""
+    spec = preprocessor.spec
+    row = _blank_row(schema.raw_features(spec), spec, preprocessor)
+    example = tf.train.Example(
+        features=tf.train.Features(
+            feature={name: _feature(value) for name, value in row.items()}
+        )
+    )
+    with tf.io.TFRecordWriter(str(path)) as writer:
+        for name, signature in made.items():
+            log = prediction_log_pb2.PredictionLog()
+            if name.startswith(signatures.REGRESS_PREFIX):
+                request = regression_pb2.RegressionRequest()
+                request.input.example_list.examples.append(example)
+                target = log.regress_log.request
+            elif isinstance(signature.inputs, tf.TensorSpec):
+                request = _predict_request(
+                    {
+                        signature.inputs.name: np.array(
+                            [example.SerializeToString()]
+                        )
+                    }
+                )
+                target = log.predict_log.request
+            else:
+                values = row
+                if name == signatures.PREDICT_ALL_SCENARIOS:
+                    values = _blank_row(
+                        signatures.all_scenarios_features(preprocessor),
+                        spec,
+                        preprocessor,
+                    )
+                request = _predict_request(
+                    {key: value[None] for key, value in values.items()}
+                )
+                target = log.predict_log.request
+            target.CopyFrom(request)
+            target.model_spec.signature_name = name
+            writer.write(log.SerializeToString())
+
+
+def _predict_request(inputs):
+    request = predict_pb2.PredictRequest()
+    for name, values in inputs.items():
+        request.inputs[name].CopyFrom(tf.make_tensor_proto(values))
+    return request
+
+
+def _blank_row(tensors, spec, preprocessor):
+    """Zeros and defaults in the first scenario that the model knows."""
+    row = {}
+    defaults = signatures.default_values(spec)
+    for name, tensor in tensors.items():
+        if tensor.dtype == "string":
+            row[name] = np.array(b"")
+        else:
+            row[name] = np.zeros(tensor.shape, tensor.dtype)
+        if name in defaults and defaults[name].shape == tensor.shape:
+            row[name] = defaults[name]
+    if schema.SCENARIO in row:
+        row[schema.SCENARIO] = np.array(preprocessor.scenario_names[1].encode())
+    return row
+
+
+def _feature(values):
+    values = np.asarray(values).ravel()
+    if values.dtype.kind == "S":
+        return tf.train.Feature(
+            bytes_list=tf.train.BytesList(value=values.tolist())
+        )
+    if values.dtype.kind == "i":
+        return tf.train.Feature(int64_list=tf.train.Int64List(value=values))
+    return tf.train.Feature(float_list=tf.train.FloatList(value=values))
 
 
 def _next_version(folder):

@@ -10,6 +10,7 @@ from m2m_tf.data.dataset import ForecastData
 from m2m_tf.serving import batch_scoring
 
 TRAINING_FOLDER = "training"
+METRICS_FILE = "metrics.json"
 
 
 def check_extras(config) -> None:
@@ -77,6 +78,13 @@ def export(work) -> None:
         training.load_model(work.folder / TRAINING_FOLDER),
         _data(work).preprocessor,
         work.exported,
+        card={
+            "metrics": files.read_json(work.folder / METRICS_FILE),
+            "settings": {
+                "model": to_values(work.config.model),
+                "training": to_values(work.config.training),
+            },
+        },
     )
     print(f"exported to {version}")
 

@@ -1,5 +1,7 @@
 """Small tables in the data contract, outside advertising, and settings."""
 
+import numpy as np
+import tensorflow as tf
 from make_clinics import write_clinic_tables as write_clinic_tables
 
 from m2m_tf.config import ModelSettings, TrainingSettings
@@ -18,3 +20,22 @@ SMALL_MODEL = ModelSettings(
 )
 # Without XLA: compiling takes longer than these few steps.
 SMALL_TRAINING = TrainingSettings(batch_size=32, epochs=2, jit_compile=False)
+
+
+def example_of(row):
+    """Raw features of one sample as a serialized `tf.Example`."""
+
+    def feature(values):
+        values = np.asarray(values).ravel()
+        if values.dtype.kind in "SO":
+            return tf.train.Feature(
+                bytes_list=tf.train.BytesList(value=list(values))
+            )
+        if values.dtype.kind == "i":
+            return tf.train.Feature(int64_list=tf.train.Int64List(value=values))
+        return tf.train.Feature(float_list=tf.train.FloatList(value=values))
+
+    features = {name: feature(values) for name, values in row.items()}
+    return tf.train.Example(
+        features=tf.train.Features(feature=features)
+    ).SerializeToString()

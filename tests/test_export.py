@@ -5,11 +5,21 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
+from tables import example_of
+from tensorflow_serving.apis import prediction_log_pb2
 
 from m2m_tf import training
 from m2m_tf.data import schema
-from m2m_tf.export import CONTRACT_FILE, export_model, output_name
+from m2m_tf.evaluation_run import evaluate_run
+from m2m_tf.export import (
+    CARD_FILE,
+    CONTRACT_FILE,
+    WARMUP_FILE,
+    export_model,
+)
 from m2m_tf.forecast import task_forecasts
+from m2m_tf.model_card import format_card
+from m2m_tf.signatures import output_name
 
 # Loads the model where m2m_tf cannot be imported.
 SCRIPT = """
@@ -27,23 +37,6 @@ np.savez(sys.argv[3], **{"a_" + k: v for k, v in first.items()},
 """
 
 
-def example_of(raw, row):
-    def feature(values):
-        values = np.asarray(values).ravel()
-        if values.dtype.kind in "SO":
-            return tf.train.Feature(
-                bytes_list=tf.train.BytesList(value=list(values))
-            )
-        if values.dtype.kind == "i":
-            return tf.train.Feature(int64_list=tf.train.Int64List(value=values))
-        return tf.train.Feature(float_list=tf.train.FloatList(value=values))
-
-    features = {name: feature(values[row]) for name, values in raw.items()}
-    return tf.train.Example(
-        features=tf.train.Features(feature=features)
-    ).SerializeToString()
-
-
 @pytest.fixture(scope="module")
 def raw(clinic_data):
     batch = next(iter(clinic_data.raw("test", 16).as_numpy_iterator()))
@@ -57,7 +50,7 @@ def test_fresh_process_without_the_library_agrees(
     # A file of its own: NumPy's strings would lose a last byte of zero.
     with tf.io.TFRecordWriter(str(tmp_path / "in.tfrecord")) as writer:
         for row in range(16):
-            writer.write(example_of(raw, row))
+            writer.write(example_of({k: v[row] for k, v in raw.items()}))
     texts = {k: v.astype("S") for k, v in raw.items() if v.dtype == object}
     np.savez(tmp_path / "in.npz", **(raw | texts))
     subprocess.run(
@@ -95,6 +88,12 @@ def test_fresh_process_without_the_library_agrees(
 def test_contract_lists_inputs_and_columns(exported, clinic_data):
     contract = json.loads((exported / "1" / CONTRACT_FILE).read_text())
     assert contract["inputs"]["scenario"] == {"shape": [], "dtype": "string"}
+    assert contract["inputs"]["profile_beds"] == {
+        "shape": [],
+        "dtype": "float32",
+        "default": None,
+    }
+    assert contract["scenarios"] == contract["vocabularies"]["scenario"]
     assert contract["inputs"]["behavior_sequence"]["shape"] == [28, 4]
     assert contract["sequence_columns"]["behavior_sequence"] == [
         "staff",
@@ -107,17 +106,71 @@ def test_contract_lists_inputs_and_columns(exported, clinic_data):
     assert contract["outputs"]["fees_upper"].startswith("quantile 0.9 of fees")
 
 
-def test_signature_names_and_shapes(exported):
+def test_contract_has_the_signatures_as_they_are(exported):
     signatures = tf.saved_model.load(str(exported / "1")).signatures
-    assert set(signatures) == {"serving_default", "predict"}
-    for signature in signatures.values():
-        outputs = signature.structured_outputs
-        assert set(outputs) == {
-            f"{task}{part}"
-            for task in ("visits", "fees", "open")
-            for part in ("", "_median", "_lower", "_upper")
-        }
-        assert all(tuple(x.shape)[1:] == (1,) for x in outputs.values())
+    contract = json.loads((exported / "1" / CONTRACT_FILE).read_text())
+    described = contract["signatures"]
+    assert set(described) == set(signatures)
+    for name, signature in signatures.items():
+        _, inputs = signature.structured_input_signature
+        for kind, tensors in (
+            ("inputs", inputs),
+            ("outputs", signature.structured_outputs),
+        ):
+            assert described[name][kind] == {
+                key: {
+                    "dtype": tensor.dtype.name,
+                    "shape": [-1 if n is None else n for n in tensor.shape],
+                }
+                for key, tensor in tensors.items()
+            }
+        assert described[name]["method"] == "tensorflow/serving/" + (
+            "regress" if name.startswith("regress_") else "predict"
+        )
+
+
+def test_warmup_requests_are_answered(exported):
+    """What TF Serving replays when it loads the model."""
+    model = tf.saved_model.load(str(exported / "1"))
+    asked = set()
+    for record in tf.data.TFRecordDataset(str(exported / "1" / WARMUP_FILE)):
+        log = prediction_log_pb2.PredictionLog.FromString(record.numpy())
+        request = getattr(log, log.WhichOneof("log_type")).request
+        name = request.model_spec.signature_name
+        asked.add(name)
+        if name.startswith("regress_"):
+            (example,) = request.input.example_list.examples
+            inputs = {"inputs": tf.constant([example.SerializeToString()])}
+        else:
+            inputs = {
+                key: tf.constant(tf.make_ndarray(value))
+                for key, value in request.inputs.items()
+            }
+        for values in model.signatures[name](**inputs).values():
+            assert values.dtype == tf.string or np.isfinite(values).all()
+    assert asked == set(model.signatures)
+
+
+def test_card_tells_of_data_scores_and_settings(
+    clinic_data, trained, exported, tmp_path
+):
+    text = (exported / "1" / CARD_FILE).read_text()
+    assert "# m2m on clinics" in text and "Nothing is known here" in text
+    model = training.load_model(trained[0])
+    metrics = evaluate_run(
+        clinic_data,
+        model,
+        trained[1],
+        tmp_path,
+        config={"model": {}, "training": {}},
+        data_fingerprint={"panel": "0123"},
+    )
+    card = {"metrics": metrics, "settings": {"training": {"epochs": 2}}}
+    text = format_card(model, clinic_data.preprocessor, card)
+    assert "panel `0123`" in text and '"epochs": 2' in text
+    cell = metrics["cells"][0]
+    row = f"| {cell['task']} | {cell['scenario']} | {cell['n']} |"
+    assert row in text and f"| {cell['nmae']:.3f} |" in text
 
 
 def test_versions_count_up_and_a_failure_leaves_none(

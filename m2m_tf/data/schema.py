@@ -108,6 +108,17 @@ def performance_names(spec: DatasetSpec) -> tuple[str, ...]:
     return _with_totals(spec, spec.performance)
 
 
+def own_columns(spec: DatasetSpec) -> dict[str, tuple[str, ...]]:
+    """Sequence → its columns of one scenario alone, totals left out."""
+    columns = {
+        BEHAVIOR_SEQUENCE: spec.behavior,
+        PERFORMANCE_SEQUENCE: spec.performance,
+    }
+    if spec.known_future:
+        columns[KNOWN_FUTURE] = spec.known_future
+    return {name: tuple(names) for name, names in columns.items()}
+
+
 def attribute_tensors(columns, prefix: str) -> dict[str, Tensor]:
     """Name → scalar tensor of each attribute column."""
     return {

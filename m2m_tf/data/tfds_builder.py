@@ -34,8 +34,11 @@ class PanelSeries(tfds.core.GeneratorBasedBuilder):
     >>> records = builder.as_dataset(split="series")
     """
 
-    VERSION = tfds.core.Version("1.0.0")
-    RELEASE_NOTES = {"1.0.0": "Series records cut into windows when read."}
+    VERSION = tfds.core.Version("1.1.0")
+    RELEASE_NOTES = {
+        "1.0.0": "Series records cut into windows when read.",
+        "1.1.0": "The preprocessor beside them knows scenarios' attributes.",
+    }
 
     def __init__(
         self,

@@ -142,6 +142,25 @@ def cut_windows(spec: DatasetSpec, record: dict, cutoffs) -> dict:
     return features
 
 
+def with_totals(spec: DatasetSpec, values, axis: int):
+    """Columns of one entity's scenarios, with their totals beside them.
+
+    Args:
+        spec: The dataset spec; without cross-scenario totals nothing changes.
+        values: Tensor `[..., columns]`.
+        axis: Axis of the scenarios.
+
+    Returns:
+        Tensor `[..., columns]` or `[..., 2 * columns]`.
+    """
+    if not spec.cross_scenario_totals:
+        return values
+    total = tf.reduce_sum(values, axis=axis, keepdims=True)
+    joined = tf.concat([values, tf.broadcast_to(total, tf.shape(values))], -1)
+    joined.set_shape([*values.shape[:-1], 2 * values.shape[-1]])
+    return joined
+
+
 def _split_by_shares(spec, cutoffs):
     """Shares of the cutoffs that are left when the gaps are taken out."""
     # From the last cutoff of one split to the first of the next lie the label
@@ -183,11 +202,7 @@ def _sequences(spec, past):
     sequences = {}
     for name, columns in groups.items():
         own = tf.gather(past, _columns(spec, columns), axis=-1)
-        if spec.cross_scenario_totals:
-            total = tf.reduce_sum(own, axis=0, keepdims=True)
-            own = tf.concat([own, tf.broadcast_to(total, tf.shape(own))], -1)
-            own.set_shape([None, None, spec.lookback, 2 * len(columns)])
-        sequences[name] = own
+        sequences[name] = with_totals(spec, own, axis=0)
     if spec.known_future:
         # A value on day d concerns day d + horizon: the last `horizon` days
         # seen tell of the days to be predicted.

@@ -35,6 +35,8 @@ class Statistics:
     Args:
         edges: Column → ascending bucket edges of its non-zero values.
         vocabularies: Categorical raw feature → values seen in training.
+        scenario_attributes: Raw feature → its value in each scenario seen in
+            training, in the order of their vocabulary.
         dense_mean: Mean of each dense feature.
         dense_std: Standard deviation of each dense feature.
         label_means: Mean training label of each task.
@@ -44,6 +46,7 @@ class Statistics:
 
     edges: dict[str, list[float]]
     vocabularies: dict[str, list[str]]
+    scenario_attributes: dict[str, list]
     dense_mean: list[float]
     dense_std: list[float]
     label_means: list[float]
@@ -311,6 +314,7 @@ def fit_preprocessor(
     draft = Statistics(
         edges=_fit_edges(spec, rows),
         vocabularies=_fit_vocabularies(spec, rows),
+        scenario_attributes=_scenario_attributes(spec, rows),
         dense_mean=[],
         dense_std=[],
         label_means=[],
@@ -393,6 +397,15 @@ def _fit_vocabularies(spec, rows):
             values = table[name].unique().sort().to_list()
             vocabularies[prefix + name] = [v for v in values if v]
     return vocabularies
+
+
+def _scenario_attributes(spec, rows):
+    table = _seen(panel.read_scenarios(spec), rows, spec.scenario)
+    table = table.sort(spec.scenario)
+    return {
+        schema.SCENARIO_PREFIX + name: table[name].to_list()
+        for name in spec.scenario_columns.names
+    }
 
 
 def _attribute_tables(spec):

@@ -8,7 +8,7 @@ from m2m_tf.models.cgc import cgc
 from m2m_tf.models.cross_stitch import cross_stitch
 from m2m_tf.models.ensemble import ensemble as ensemble
 from m2m_tf.models.forecast_model import ForecastModel as ForecastModel
-from m2m_tf.models.m2m import expert_attention as expert_attention, m2m as m2m
+from m2m_tf.models.m2m import explanation as explanation, m2m as m2m
 from m2m_tf.models.mmoe import mmoe
 from m2m_tf.models.mran import mran
 from m2m_tf.models.shared_bottom import shared_bottom

@@ -9,6 +9,8 @@ from m2m_tf.models.ensemble import MEMBER_PREFIX
 from m2m_tf.models.forecast_model import ForecastModel
 
 ATTENTION_LAYER = "meta_attention"
+KNOWLEDGE_LAYER = "scenario_knowledge"
+EXPERT_ATTENTION = "expert_attention"
 
 
 def m2m(
@@ -84,7 +86,7 @@ def m2m(
         name="expert_views",
     )(features)
     scenario_knowledge = layers.ScenarioKnowledge(
-        knowledge_dim, kernel_regularizer=l2_other, name="scenario_knowledge"
+        knowledge_dim, kernel_regularizer=l2_other, name=KNOWLEDGE_LAYER
     )(attributes)
     task_views = layers.TaskViews(
         len(spec.task_names),
@@ -101,7 +103,7 @@ def m2m(
         "generator_regularizer": l2_meta,
         "kernel_regularizer": l2_other,
     }
-    # The scores are no output; `expert_attention` takes them up.
+    # The scores are no output; `explanation` takes them up.
     representations, _ = layers.MetaAttention(
         generated=meta_attention, name=ATTENTION_LAYER, **meta_options
     )(
@@ -131,8 +133,11 @@ def m2m(
     return ForecastModel(inputs, outputs, name="m2m")
 
 
-def expert_attention(model: ForecastModel) -> keras.Model | None:
-    """Model from the same inputs to α `[batch, num_tasks, num_experts]`.
+def explanation(model: ForecastModel) -> keras.Model | None:
+    """Model from the same inputs to what explains a forecast.
+
+    Its outputs are `expert_attention`, α `[batch, num_tasks, num_experts]`
+    (eq. 15), and `scenario_knowledge`, S `[batch, d]` (eq. 8).
 
     None for a model without task attention over experts. Experts of different
     networks have nothing to do with each other: of an ensemble the first
@@ -140,8 +145,14 @@ def expert_attention(model: ForecastModel) -> keras.Model | None:
     """
     names = [layer.name for layer in model.layers]
     if f"{MEMBER_PREFIX}0" in names:
-        return expert_attention(model.get_layer(f"{MEMBER_PREFIX}0"))
+        return explanation(model.get_layer(f"{MEMBER_PREFIX}0"))
     if ATTENTION_LAYER not in names:
         return None
     _, scores = model.get_layer(ATTENTION_LAYER).output
-    return keras.Model(model.inputs, scores)
+    return keras.Model(
+        model.inputs,
+        {
+            EXPERT_ATTENTION: scores,
+            KNOWLEDGE_LAYER: model.get_layer(KNOWLEDGE_LAYER).output,
+        },
+    )

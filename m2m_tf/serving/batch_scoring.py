@@ -17,7 +17,8 @@ from tqdm import tqdm
 from m2m_tf import files
 from m2m_tf.config import DatasetSpec
 from m2m_tf.data import input_pipeline, panel, schema
-from m2m_tf.export import CONTRACT_FILE, make_contract, output_name
+from m2m_tf.export import CONTRACT_FILE, make_contract
+from m2m_tf.signatures import PREDICT, output_name
 
 _BATCH = 1024
 # Forecast rows held before they are written.
@@ -117,7 +118,7 @@ def score_tables(
                 f"{cutoff}. Add the days in between, or forecast from "
                 f"{covered}."
             )
-    predict = tf.saved_model.load(str(version)).signatures["predict"]
+    predict = tf.saved_model.load(str(version)).signatures[PREDICT]
     batches = input_pipeline.raw_batches(
         _record_dataset(spec, chunk_rows),
         spec,

@@ -1,7 +1,7 @@
 import numpy as np
 import pytest
 
-from m2m_tf.models import ensemble, expert_attention
+from m2m_tf.models import ensemble, explanation
 
 from .model_checks import build, check_saves_and_loads_exactly
 
@@ -48,8 +48,8 @@ def test_members_may_be_of_any_model(clinic_data, batch):
 
 def test_attention_is_that_of_the_first_member(members, batch):
     np.testing.assert_allclose(
-        expert_attention(ensemble(members))(batch[0]),
-        expert_attention(members[0])(batch[0]),
+        explanation(ensemble(members))(batch[0])["expert_attention"],
+        explanation(members[0])(batch[0])["expert_attention"],
         rtol=1e-6,
     )
 

@@ -4,7 +4,7 @@ import pytest
 import tensorflow as tf
 
 from m2m_tf.losses import joint_hurdle
-from m2m_tf.models import expert_attention
+from m2m_tf.models import explanation
 
 from .model_checks import (
     build,
@@ -133,11 +133,12 @@ def test_trains_compiled_under_a_policy(clinic_data, policy):
     assert model(next(iter(clinic_data.test(4)))[0])["fees"].dtype == "float32"
 
 
-def test_expert_attention_sums_to_one(clinic_data, batch):
-    model = build(clinic_data)
-    scores = expert_attention(model)(batch[0]).numpy()
+def test_explanation_has_attention_and_knowledge(clinic_data, batch):
+    told = explanation(build(clinic_data))(batch[0])
+    scores = told["expert_attention"].numpy()
     assert scores.shape == (16, 3, 2)
     np.testing.assert_allclose(scores.sum(-1), 1, atol=1e-5)
+    assert told["scenario_knowledge"].shape == (16, 4)
 
 
 def test_unknown_builder_lists_the_known(clinic_data):

@@ -1,0 +1,105 @@
+"""What a model is, what it was made from and how well it does, as Markdown."""
+
+import importlib.metadata
+import json
+from collections.abc import Mapping
+
+from m2m_tf.features import Preprocessor
+from m2m_tf.models import ForecastModel
+
+_PACKAGES = ("tensorflow", "keras", "numpy")
+_SCORES = ("nmae", "smape", "poisson_deviance")
+
+
+def format_card(
+    model: ForecastModel, preprocessor: Preprocessor, known: Mapping
+) -> str:
+    """The card of a model (Mitchell et al., "Model Cards", FAT* 2019).
+
+    Args:
+        model: The exported model.
+        preprocessor: The one inside of it.
+        known: What is known of its making, each part optional: `metrics` (what
+            metrics.json of a run holds) and `settings` (plain values).
+
+    Returns:
+        Markdown.
+    """
+    spec = preprocessor.spec
+    metrics = known.get("metrics")
+    lines = [
+        f"# {model.name} on {spec.name}",
+        "",
+        spec.description or f"Forecasts of {', '.join(spec.task_names)}.",
+        "",
+        f"From {spec.lookback} days of one {spec.entity} in one "
+        f"{spec.scenario}, the totals of the next {spec.horizon} days: "
+        f"{', '.join(spec.task_names)}. {model.count_params():,} parameters. "
+        + ", ".join(f"{p} {importlib.metadata.version(p)}" for p in _PACKAGES)
+        + ".",
+        "",
+        "## Data",
+        "",
+        f"Days from {spec.start} to {spec.end}. Samples: "
+        + ", ".join(
+            f"{count:,} {split}"
+            for split, count in preprocessor.statistics.num_samples.items()
+        )
+        + ". Scenarios: "
+        + ", ".join(preprocessor.scenario_names[1:])
+        + ".",
+    ]
+    if metrics is not None:
+        lines += ["", *_fingerprint(metrics), "", "## Scores", ""]
+        lines += [*_scores(metrics, model.name)]
+    if "settings" in known:
+        lines += ["", "## Settings", "", "```json"]
+        lines += [json.dumps(known["settings"], indent=1), "```"]
+    lines += ["", "## Limits", "", *_limits(metrics)]
+    return "\n".join(lines) + "\n"
+
+
+def _fingerprint(metrics):
+    hashes = metrics["data_fingerprint"].items()
+    yield "SHA-256 of the tables, first 16 digits: " + ", ".join(
+        f"{name} `{value}`" for name, value in hashes
+    )
+
+
+def _scores(metrics, model_name):
+    """Overall scores, and each slice beside the best naive forecast."""
+    yield "Of the test split, scored once. Lower is better."
+    yield ""
+    yield "| task | scenario | samples | zeros | " + " | ".join(_SCORES) + " |"
+    yield "|---|---|" + "---:|" * (2 + len(_SCORES))
+    overall = metrics["forecasts"][model_name]["overall"]
+    yield f"| **all** | **mean of the slices** | | | {_numbers(overall)} |"
+    for cell in metrics["cells"]:
+        yield (
+            f"| {cell['task']} | {cell['scenario']} | {cell['n']:,} | "
+            f"{cell['zero_share']:.0%} | {_numbers(cell)} |"
+        )
+    if "interval" in metrics:
+        yield ""
+        yield (
+            f"{metrics['interval']['coverage']:.1%} of the labels lie inside "
+            f"the {metrics['interval']['level']:.0%} interval."
+        )
+
+
+def _numbers(scores):
+    return " | ".join(
+        "-" if scores[name] is None else f"{scores[name]:.3f}"
+        for name in _SCORES
+    )
+
+
+def _limits(metrics):
+    if metrics is None:
+        yield "- Nothing is known here of how well the model forecasts."
+    yield "- Entities, scenarios and categories that training has not seen are"
+    yield "  forecast as unknown ones, with less to go by."
+    yield "- Forecasts are of what would come of things as they are: no effect"
+    yield "  of an action is estimated."
+    yield "- Training ended with the days above: what has changed since is not"
+    yield "  in the model. Score it anew before relying on it."
