@@ -396,6 +396,22 @@ class EvaluationSettings:
 
 
 @dataclass(frozen=True, config=_STRICT)
+class PushSettings:
+    """When a model may be served, see `serving.pushing.push`.
+
+    Args:
+        tolerance: How much worse than a naive forecast, or than the version
+            that is served, a slice may be, as a share.
+        min_samples: Test samples below which a slice is not judged.
+        keep: Versions kept in the served folder.
+    """
+
+    tolerance: _NonNegative = 0.1
+    min_samples: _Count = 100
+    keep: _Count = 5
+
+
+@dataclass(frozen=True, config=_STRICT)
 class RunConfig:
     """One run: tables → M2M → evaluated SavedModel.
 
@@ -406,6 +422,7 @@ class RunConfig:
         model: Model settings.
         training: Training settings.
         evaluation: Evaluation settings.
+        push: When the model may be served.
     """
 
     name: _RunName
@@ -413,6 +430,7 @@ class RunConfig:
     model: ModelSettings = ModelSettings()
     training: TrainingSettings = TrainingSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
+    push: PushSettings = PushSettings()
 
     @classmethod
     def load(cls, path: str | os.PathLike) -> "RunConfig":

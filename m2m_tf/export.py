@@ -181,25 +181,19 @@ def _write_warmup(path, preprocessor, made):
     """One request for each signature: a row of an entity without history."""
     spec = preprocessor.spec
     row = _blank_row(schema.raw_features(spec), spec, preprocessor)
-    example = tf.train.Example(
-        features=tf.train.Features(
-            feature={name: _feature(value) for name, value in row.items()}
-        )
-    )
+    example = signatures.serialize_example(row)
     with tf.io.TFRecordWriter(str(path)) as writer:
         for name, signature in made.items():
             log = prediction_log_pb2.PredictionLog()
             if name.startswith(signatures.REGRESS_PREFIX):
                 request = regression_pb2.RegressionRequest()
-                request.input.example_list.examples.append(example)
+                request.input.example_list.examples.append(
+                    tf.train.Example.FromString(example)
+                )
                 target = log.regress_log.request
             elif isinstance(signature.inputs, tf.TensorSpec):
                 request = _predict_request(
-                    {
-                        signature.inputs.name: np.array(
-                            [example.SerializeToString()]
-                        )
-                    }
+                    {signature.inputs.name: np.array([example])}
                 )
                 target = log.predict_log.request
             else:
@@ -240,17 +234,6 @@ def _blank_row(tensors, spec, preprocessor):
     if schema.SCENARIO in row:
         row[schema.SCENARIO] = np.array(preprocessor.scenario_names[1].encode())
     return row
-
-
-def _feature(values):
-    values = np.asarray(values).ravel()
-    if values.dtype.kind == "S":
-        return tf.train.Feature(
-            bytes_list=tf.train.BytesList(value=values.tolist())
-        )
-    if values.dtype.kind == "i":
-        return tf.train.Feature(int64_list=tf.train.Int64List(value=values))
-    return tf.train.Feature(float_list=tf.train.FloatList(value=values))
 
 
 def _next_version(folder):

@@ -29,6 +29,35 @@ def replacing(path: str | os.PathLike):
             temporary.unlink(missing_ok=True)
 
 
+def remove_folder(path: str | os.PathLike) -> None:
+    """Removes a folder; under its name it is there whole or not at all."""
+    path = pathlib.Path(path)
+    removed = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    os.replace(path, removed)
+    shutil.rmtree(removed)
+
+
+def remove_abandoned(folder: str | os.PathLike) -> None:
+    """Removes what processes that were killed have left half in a folder."""
+    for path in pathlib.Path(folder).glob(".tmp-*-*"):
+        number = path.name.split("-")[1]
+        if number.isdigit() and not _is_running(int(number)):
+            if path.is_dir():
+                shutil.rmtree(path)
+            else:
+                path.unlink()
+
+
+def _is_running(process):
+    try:
+        os.kill(process, 0)
+    except ProcessLookupError:
+        return False
+    except PermissionError:
+        return True
+    return True
+
+
 def write_text(path: str | os.PathLike, text: str) -> None:
     """Writes a text file, whole or not at all."""
     with replacing(path) as temporary:

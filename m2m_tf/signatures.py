@@ -131,6 +131,14 @@ def default_values(spec: DatasetSpec) -> dict[str, np.ndarray]:
     return defaults
 
 
+def serialize_example(row: dict[str, np.ndarray]) -> bytes:
+    """Raw features of one sample as a serialized `tf.Example`."""
+    features = {name: _feature(values) for name, values in row.items()}
+    return tf.train.Example(
+        features=tf.train.Features(feature=features)
+    ).SerializeToString()
+
+
 def all_scenarios_features(
     preprocessor: Preprocessor,
 ) -> dict[str, schema.Tensor]:
@@ -184,6 +192,17 @@ def _every_scenario(preprocessor, features):
         constant = tf.constant(values, tensors[name].dtype)
         raw[name] = tf.tile(constant, [num_rows])
     return raw
+
+
+def _feature(values):
+    values = np.asarray(values).ravel()
+    if values.dtype.kind in "SO":
+        return tf.train.Feature(
+            bytes_list=tf.train.BytesList(value=values.tolist())
+        )
+    if values.dtype.kind == "i":
+        return tf.train.Feature(int64_list=tf.train.Int64List(value=values))
+    return tf.train.Feature(float_list=tf.train.FloatList(value=values))
 
 
 def _scenario_attributes(spec):

@@ -66,7 +66,7 @@ def _parser():
     command.add_argument("spec", type=pathlib.Path)
 
     for name, last, text in (
-        ("run", None, "tables → trained, evaluated, exported model"),
+        ("run", None, "tables → trained, evaluated, served model"),
         ("train", "train", "the steps of `run` up to training"),
     ):
         command = _command(
@@ -78,16 +78,37 @@ def _parser():
 
     for name, text in (
         ("evaluate", "score a trained run on its test split"),
-        ("export", "write a run's model as the next SavedModel version"),
+        ("export", "write a run's model as a SavedModel into its folder"),
     ):
         command = _command(
             commands, name, _redo, text, f"m2m-tf {name} runs/demo"
         )
         command.add_argument("run", type=pathlib.Path)
-        command.add_argument(
-            "--models", type=pathlib.Path, default=pathlib.Path("saved_models")
-        )
         command.set_defaults(step=name)
+
+    command = _command(
+        commands,
+        "push",
+        _push,
+        "publish a run's model as the next version, if it is no step back",
+        "m2m-tf push runs/demo --to saved_models/demo",
+    )
+    command.add_argument("run", type=pathlib.Path)
+    command.add_argument(
+        "--to",
+        type=pathlib.Path,
+        required=True,
+        help="folder of versions that the server watches",
+    )
+
+    command = _command(
+        commands,
+        "rollback",
+        _rollback,
+        "publish the version before the newest one again",
+        "m2m-tf rollback saved_models/demo",
+    )
+    command.add_argument("folder", type=pathlib.Path)
 
     command = _command(
         commands,
@@ -180,7 +201,7 @@ def _add_folders(command):
         "--models",
         type=pathlib.Path,
         default=pathlib.Path("saved_models"),
-        help="folder of exported models (default: saved_models)",
+        help="folder of all served models (default: saved_models)",
     )
 
 
@@ -210,11 +231,28 @@ def _redo(options):
     folder = run_pipeline(
         load_run(options.run),
         options.run.resolve().parent,
-        options.models,
         until=options.step,
         force=options.step,
     )
     print(f"results: {folder}")
+
+
+def _push(options):
+    from pipelines.local_runner import load_run
+    from pipelines.pipeline import Workspace
+    from pipelines.steps import push_to
+
+    folder = options.run.resolve()
+    push_to(
+        Workspace(load_run(folder), folder.parent, options.to.parent),
+        options.to,
+    )
+
+
+def _rollback(options):
+    from m2m_tf.serving import pushing
+
+    print(f"serving from {pushing.rollback(options.folder)}")
 
 
 def _simulate(options):

@@ -41,7 +41,12 @@ class Workspace:
 
     @property
     def exported(self) -> pathlib.Path:
-        """Folder of the model's versions."""
+        """Folder of the exported model, one version."""
+        return self.folder / "saved_model"
+
+    @property
+    def served(self) -> pathlib.Path:
+        """Folder of the versions that are served."""
         return self.models / self.config.name
 
 
@@ -109,14 +114,23 @@ def make_steps(config: RunConfig) -> list[Step]:
         Step(
             "export",
             steps.export,
-            lambda work: str(work.exported.resolve()),
+            lambda work: None,
             lambda work: [work.exported],
-            keeps_outputs=True,
         ),
         Step(
             "predict",
             steps.predict,
             lambda work: None,
             _in_folder("forecasts.parquet"),
+        ),
+        Step(
+            "push",
+            steps.push,
+            lambda work: [
+                to_values(work.config.push),
+                str(work.served.resolve()),
+            ],
+            lambda work: [work.served],
+            keeps_outputs=True,
         ),
     ]

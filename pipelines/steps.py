@@ -7,7 +7,7 @@ from m2m_tf import evaluation_run, export as exporting, files, training
 from m2m_tf.config import DatasetSpec, to_values
 from m2m_tf.data import panel
 from m2m_tf.data.dataset import ForecastData
-from m2m_tf.serving import batch_scoring
+from m2m_tf.serving import batch_scoring, pushing
 
 TRAINING_FOLDER = "training"
 METRICS_FILE = "metrics.json"
@@ -73,7 +73,7 @@ def evaluate(work) -> None:
 
 
 def export(work) -> None:
-    """Writes the next version of the servable model."""
+    """Writes the servable model into the run's folder."""
     version = exporting.export_model(
         training.load_model(work.folder / TRAINING_FOLDER),
         _data(work).preprocessor,
@@ -96,6 +96,17 @@ def predict(work) -> None:
         work.exported, spec, spec.end, work.folder / "forecasts.parquet"
     )
     print(f"{summary} from {spec.end}")
+
+
+def push(work) -> None:
+    """Publishes the exported model as the next served version."""
+    push_to(work, work.served)
+
+
+def push_to(work, folder) -> None:
+    """Publishes the exported model in any folder."""
+    version = pushing.push(work.exported, _data(work), folder, work.config.push)
+    print(f"serving from {version}")
 
 
 def table_fingerprints(spec_path) -> dict[str, str]:

@@ -50,6 +50,12 @@ class ScoringSummary:
         return text
 
 
+def versions_of(folder: str | os.PathLike) -> list[pathlib.Path]:
+    """Folders of a model's versions, oldest first."""
+    versions = [p for p in pathlib.Path(folder).glob("*") if p.name.isdigit()]
+    return sorted(versions, key=lambda path: int(path.name))
+
+
 def latest_version(model: str | os.PathLike) -> pathlib.Path:
     """`model` itself if it is a version, else its highest version.
 
@@ -59,13 +65,13 @@ def latest_version(model: str | os.PathLike) -> pathlib.Path:
     model = pathlib.Path(model)
     if (model / "saved_model.pb").exists():
         return model
-    versions = [p for p in model.glob("*") if p.name.isdigit()]
+    versions = versions_of(model)
     if not versions:
         raise FileNotFoundError(
             f"{model}: holds no SavedModel. Give the folder that "
             "`m2m-tf export` has written."
         )
-    return max(versions, key=lambda path: int(path.name))
+    return versions[-1]
 
 
 def score_tables(

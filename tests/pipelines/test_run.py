@@ -12,6 +12,7 @@ from tables import write_clinic_tables
 
 from m2m_tf import files
 from m2m_tf.config import RunConfig, to_values
+from m2m_tf.serving.batch_scoring import versions_of
 from pipelines import cli, local_runner, steps
 from pipelines.pipeline import make_steps
 
@@ -40,6 +41,8 @@ def write_config(folder, spec, **changes):
         "model": MODEL,
         "training": TRAINING,
         "evaluation": {"lightgbm": True},
+        # Two epochs on a dozen clinics may well be worse than naive.
+        "push": {"tolerance": 100.0},
     }
     path.write_text(yaml.safe_dump(values | changes))
     return path
@@ -131,20 +134,26 @@ def test_one_word_swaps_the_model(workspace, capsys):
 @pytest.mark.slow
 def test_second_run_skips_everything(workspace, capsys):
     out = run_again(workspace, capsys)
-    assert out.count("unchanged, skipped") == 5
+    assert out.count("unchanged, skipped") == 6
     assert "running" not in out
 
 
 @pytest.mark.slow
-def test_evaluate_and_export_of_a_run(workspace, capsys):
+def test_evaluate_export_push_and_rollback(workspace, capsys):
     run = workspace / "runs" / "clinics"
-    models = workspace / "saved_models"
+    served = workspace / "saved_models" / "elsewhere"
     before = files.read_json(run / "metrics.json")
-    assert cli.main(["evaluate", str(run), "--models", str(models)]) == 0
+    assert cli.main(["evaluate", str(run)]) == 0
     assert files.read_json(run / "metrics.json") == before
-    assert cli.main(["export", str(run), "--models", str(models)]) == 0
-    assert sorted(p.name for p in (models / "clinics").iterdir()) == ["1", "2"]
+    assert cli.main(["export", str(run)]) == 0
     assert "evaluate: unchanged" in capsys.readouterr().out
+    card = (run / "saved_model/1/assets.extra/model_card.md").read_text()
+    assert f"{before['overall']['nmae']:.3f}" in card
+    for _ in range(2):
+        assert cli.main(["push", str(run), "--to", str(served)]) == 0
+    assert cli.main(["rollback", str(served)]) == 0
+    assert "elsewhere/3" in capsys.readouterr().out
+    assert [path.name for path in versions_of(served)] == ["1", "2", "3"]
 
 
 @pytest.mark.slow
@@ -224,8 +233,13 @@ def fake_steps(monkeypatch, ran):
         ran.append("export")
         files.write_text(work.exported / "1", "")
 
+    def push(work):
+        ran.append("push")
+        files.write_text(work.served / "1", "")
+
     monkeypatch.setattr(steps, "evaluate", evaluate)
     monkeypatch.setattr(steps, "export", export)
+    monkeypatch.setattr(steps, "push", push)
 
 
 def test_only_steps_with_changed_inputs_run_again(tmp_path, monkeypatch):
@@ -243,7 +257,7 @@ def test_only_steps_with_changed_inputs_run_again(tmp_path, monkeypatch):
         )
         return list(ran)
 
-    every = ["make_records", "train", "evaluate", "export", "predict"]
+    every = ["make_records", "train", "evaluate", "export", "predict", "push"]
     assert run() == every
     assert run() == []
     assert run(evaluation={"lightgbm": False}) == every[2:]
@@ -260,7 +274,7 @@ def test_only_steps_with_changed_inputs_run_again(tmp_path, monkeypatch):
     (tmp_path / "runs/clinics/forecasts.parquet").unlink()
     assert run(
         evaluation={"lightgbm": False}, training=TRAINING | {"seed": 1}
-    ) == ["predict"]
+    ) == ["predict", "push"]
 
 
 def test_a_source_adds_a_step_that_makes_tables():
@@ -317,7 +331,8 @@ def test_help_does_not_wait_for_tensorflow():
 
 
 def test_help_of_each_command_has_an_example(capsys):
-    for name in ("validate", "run", "train", "evaluate", "export", "predict"):
+    commands = ("validate", "run", "train", "evaluate", "export", "predict")
+    for name in (*commands, "push", "rollback", "simulate", "compare"):
         with pytest.raises(SystemExit):
             cli.main([name, "--help"])
         assert f"example: m2m-tf {name}" in capsys.readouterr().out

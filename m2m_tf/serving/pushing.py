@@ -1,0 +1,359 @@
+"""Lets a model into the folder that a server watches, or keeps it out."""
+
+import contextlib
+import dataclasses
+import datetime
+import fcntl
+import os
+import pathlib
+import shutil
+import subprocess
+import sys
+import tempfile
+
+import numpy as np
+import tensorflow as tf
+from tqdm import tqdm
+
+from m2m_tf import evaluation, files
+from m2m_tf.baselines import naive
+from m2m_tf.config import PushSettings
+from m2m_tf.data import schema, windows
+from m2m_tf.data.dataset import ForecastData
+from m2m_tf.export import CONTRACT_FILE, EXTRA_FOLDER
+from m2m_tf.serving.batch_scoring import latest_version, versions_of
+from m2m_tf.signatures import PREDICT, output_name, serialize_example
+
+RECEIPT_FILE = f"{EXTRA_FOLDER}/push.json"
+_LOCK_FILE = ".push.lock"
+_BATCH = 1024
+_CANDIDATE, _SERVING = "candidate", "serving"
+_NAIVE = (naive.LAST_WEEK, naive.HISTORY_MEAN)
+# What must not differ between a version and the next: callers rely on it.
+_FIXED = ("lookback", "horizon", "inputs", "sequence_columns", "scenarios")
+# A score below this share of the mean label is as good as perfect, and the
+# tolerance is of this much: a naive forecast of what never changes is perfect.
+_NEGLIGIBLE = 0.1
+_SMOKE_ROWS = 16
+_SMOKE_SECONDS = 300
+# Answers where neither this library nor its layers can be imported.
+_SMOKE_SCRIPT = """
+import sys
+sys.modules["m2m_tf"] = None
+import numpy as np, tensorflow as tf
+examples = [x.numpy() for x in tf.data.TFRecordDataset(sys.argv[2])]
+model = tf.saved_model.load(sys.argv[1])
+forecasts = model.signatures["serving_default"](examples=tf.constant(examples))
+np.savez(sys.argv[3], **{k: v.numpy() for k, v in forecasts.items()})
+"""
+
+
+class PushRefused(RuntimeError):
+    """A model that must not take the place of the one that is served."""
+
+
+def push(
+    candidate: str | os.PathLike,
+    data: ForecastData,
+    folder: str | os.PathLike,
+    settings: PushSettings | None = None,
+) -> pathlib.Path:
+    """Publishes a model as the next version, if it is no step back.
+
+    On the same test rows no slice (task × scenario) of at least `min_samples`
+    rows may be worse than the naive forecasts, or than the newest version of
+    the folder, by more than `tolerance`: in the Poisson deviance of the mean
+    and, against the version, in the NMAE of the median. (Of a score below a
+    tenth of the mean label, the tolerance is of that tenth.) All forecasts
+    must be finite and not negative, and a process of its own must load the
+    model and give the same ones. The version's inputs and outputs must still
+    be there.
+
+    The version appears by a rename: a crash at any moment leaves the folder
+    with the old versions, or with the new one as well.
+
+    Args:
+        candidate: Folder of the SavedModel or of its versions.
+        data: The data whose test split decides.
+        folder: Folder that the server watches.
+        settings: Tolerances, and how many versions are kept.
+
+    Returns:
+        Folder of the published version.
+
+    Raises:
+        PushRefused: If the model fails a check; nothing has changed.
+        FileNotFoundError: If there is no candidate.
+        RuntimeError: If another push into the folder is going on.
+    """
+    settings = settings or PushSettings()
+    candidate = latest_version(candidate)
+    folder = pathlib.Path(folder)
+    with _only_push(folder):
+        versions = versions_of(folder)
+        serving = versions[-1] if versions else None
+        if serving is not None:
+            _check_same_contract(candidate, serving)
+        rivals = {_CANDIDATE: candidate}
+        if serving is not None:
+            rivals[_SERVING] = serving
+        sample = _forecast_test_rows(rivals, data)
+        slices, problems = _compare(data, sample, settings)
+        if problems:
+            raise PushRefused(_refusal(candidate, serving, problems))
+        _check_fresh_process(candidate, sample)
+        receipt = {
+            "pushed": _now(),
+            "from": str(candidate.resolve()),
+            "compared_with": serving and int(serving.name),
+            "settings": dataclasses.asdict(settings),
+            "slices": slices,
+        }
+        version = _publish(candidate, folder, versions, receipt)
+        _keep_last(folder, settings.keep)
+    return version
+
+
+def rollback(folder: str | os.PathLike) -> pathlib.Path:
+    """Publishes the version before the newest one again, as a new version.
+
+    Numbers never go back, so that a server, and whoever reads its logs, sees
+    one more version. After a rollback, another one goes a version further
+    back.
+
+    Args:
+        folder: Folder that the server watches.
+
+    Returns:
+        Folder of the published version.
+
+    Raises:
+        PushRefused: If there is no version to go back to.
+    """
+    folder = pathlib.Path(folder)
+    with _only_push(folder):
+        versions = versions_of(folder)
+        if not versions:
+            raise PushRefused(f"{folder}: holds no version.")
+        newest = _receipt(versions[-1]).get("copy_of", int(versions[-1].name))
+        earlier = [path for path in versions if int(path.name) < newest]
+        if not earlier:
+            raise PushRefused(
+                f"{folder}: no version before {newest} is left to go back to. "
+                f"There are {[int(path.name) for path in versions]}."
+            )
+        receipt = _receipt(earlier[-1]) | {
+            "pushed": _now(),
+            "copy_of": int(earlier[-1].name),
+        }
+        return _publish(earlier[-1], folder, versions, receipt)
+
+
+@contextlib.contextmanager
+def _only_push(folder):
+    """Holds the folder's lock; clears what killed pushes have left."""
+    folder.mkdir(parents=True, exist_ok=True)
+    with open(folder / _LOCK_FILE, "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RuntimeError(
+                f"{folder}: another push is going on. Try again when it has "
+                "ended."
+            ) from None
+        files.remove_abandoned(folder)
+        yield
+
+
+def _check_same_contract(candidate, serving):
+    ours, theirs = (
+        files.read_json(version / CONTRACT_FILE)
+        for version in (candidate, serving)
+    )
+    changed = [key for key in _FIXED if ours.get(key) != theirs.get(key)]
+    missing = sorted(set(theirs["outputs"]) - set(ours["outputs"]))
+    if changed or missing:
+        parts = [f"{key} differ" for key in changed]
+        parts += [f"output {name} is missing" for name in missing]
+        raise PushRefused(
+            f"{candidate}: callers of version {serving.name} would break: "
+            f"{', '.join(parts)}. Push it to a folder of its own."
+        )
+
+
+def _forecast_test_rows(versions, data):
+    """Labels, scenarios, and forecasts of all versions and naive ones."""
+    spec = data.spec
+    names = list(schema.raw_features(spec))
+    # The models live as long as their signatures are used.
+    models = {
+        key: tf.saved_model.load(str(path)) for key, path in versions.items()
+    }
+    parts = {}
+    first = None
+    for raw in tqdm(
+        data.raw("test", _BATCH).as_numpy_iterator(),
+        total=-(-data.num_samples("test") // _BATCH),
+        desc="checking",
+        unit=" batches",
+        mininterval=2,
+    ):
+        inputs = {name: raw[name] for name in names}
+        row = {
+            "y_true": raw[windows.LABELS],
+            "scenario": raw[schema.SCENARIO].astype(str),
+        }
+        for key, model in models.items():
+            told = model.signatures[PREDICT](
+                **{name: tf.constant(x) for name, x in inputs.items()}
+            )
+            row[key] = _columns(told, spec, "mean")
+            if output_name(spec.task_names[0], "median") in told:
+                row[key + evaluation.MEDIAN_SUFFIX] = _columns(
+                    told, spec, "median"
+                )
+            if first is None and key == _CANDIDATE:
+                first = {
+                    "inputs": {k: x[:_SMOKE_ROWS] for k, x in inputs.items()},
+                    "forecasts": {
+                        k: x.numpy()[:_SMOKE_ROWS] for k, x in told.items()
+                    },
+                }
+        row |= naive.naive_forecasts(spec, raw)
+        for name, values in row.items():
+            parts.setdefault(name, []).append(values)
+    sample = {name: np.concatenate(x) for name, x in parts.items()}
+    return sample | {"first": first}
+
+
+def _columns(told, spec, part):
+    return np.concatenate(
+        [told[output_name(task, part)].numpy() for task in spec.task_names],
+        axis=1,
+    )
+
+
+def _check_fresh_process(candidate, sample):
+    inputs, expected = (sample["first"][k] for k in ("inputs", "forecasts"))
+    with tempfile.TemporaryDirectory() as folder:
+        folder = pathlib.Path(folder)
+        with tf.io.TFRecordWriter(str(folder / "examples")) as writer:
+            for index in range(len(inputs[schema.CUTOFF])):
+                row = {name: values[index] for name, values in inputs.items()}
+                writer.write(serialize_example(row))
+        command = [sys.executable, "-c", _SMOKE_SCRIPT, str(candidate)]
+        command += [str(folder / "examples"), str(folder / "forecasts.npz")]
+        try:
+            subprocess.run(
+                command,
+                check=True,
+                capture_output=True,
+                text=True,
+                timeout=_SMOKE_SECONDS,
+                cwd=folder,
+            )
+        except subprocess.SubprocessError as error:
+            output = (getattr(error, "stderr", None) or str(error)).strip()
+            raise PushRefused(
+                f"{candidate}: a process of its own cannot answer with it: "
+                f"{output.splitlines()[-1]}"
+            ) from error
+        told = np.load(folder / "forecasts.npz")
+        for name, values in expected.items():
+            if not np.allclose(told[name], values, rtol=1e-4, atol=1e-5):
+                raise PushRefused(
+                    f"{candidate}: a process of its own gives other forecasts "
+                    f"of {name}: {told[name].ravel()[:3]} instead of "
+                    f"{values.ravel()[:3]}."
+                )
+
+
+def _compare(data, sample, settings):
+    """Scores of each slice, and what is wrong with the candidate."""
+    names = sorted(set(sample["scenario"]))
+    tasks = data.spec.task_names
+    ours = {k: x for k, x in sample.items() if k.startswith(_CANDIDATE)}
+    for name, values in ours.items():
+        bad = ~np.isfinite(values) | (values < 0)
+        if bad.any():
+            tasks_of = [tasks[i] for i in np.flatnonzero(bad.any(0))]
+            return [], [
+                f"{bad.sum()} forecasts of {', '.join(tasks_of)} ({name}) are "
+                "negative or not finite"
+            ]
+    scores = evaluation.evaluate_forecasts(
+        sample["y_true"],
+        {
+            name: values
+            for name, values in sample.items()
+            if name in _NAIVE or name.startswith((_CANDIDATE, _SERVING))
+        },
+        np.searchsorted(names, sample["scenario"]),
+        tasks,
+        names,
+    )
+    checks = [
+        ("Poisson deviance", "poisson_deviance", _CANDIDATE, rival)
+        for rival in (*_NAIVE, _SERVING)
+        if rival in scores
+    ]
+    median = evaluation.MEDIAN_SUFFIX
+    if _SERVING + median in scores:
+        medians = (_CANDIDATE + median, _SERVING + median)
+        checks.append(("NMAE of the median", "nmae", *medians))
+    slices, problems = [], []
+    for index, cell in enumerate(scores[_CANDIDATE]["cells"]):
+        row = {k: cell[k] for k in ("task", "scenario", "n")}
+        for text, metric, ours, theirs in checks:
+            value = scores[ours]["cells"][index][metric]
+            bar = scores[theirs]["cells"][index][metric]
+            row[f"{metric}_{ours}"], row[f"{metric}_{theirs}"] = value, bar
+            if value is None or bar is None or cell["n"] < settings.min_samples:
+                continue
+            # An NMAE is a share of the mean label already.
+            unit = cell["mean_label"] if metric == "poisson_deviance" else 1.0
+            least = max(bar, _NEGLIGIBLE * unit)
+            if value > bar + settings.tolerance * least:
+                problems.append(
+                    f"{cell['task']} in {cell['scenario']}: {text} of the "
+                    f"candidate {value:.4g}, of "
+                    f"{theirs.removesuffix(median)} {bar:.4g}"
+                )
+        slices.append(row)
+    return slices, problems
+
+
+def _refusal(candidate, serving, problems):
+    lines = [f"{candidate}: refused, and nothing has changed."]
+    lines += [f"  - {problem}" for problem in problems]
+    if serving is not None:
+        lines.append(f"`{_SERVING}` is version {serving.name}.")
+    lines.append(
+        "`push: {tolerance: ...}` in the run's config sets how much worse a "
+        "slice may be, `min_samples` which slices count."
+    )
+    return "\n".join(lines)
+
+
+def _publish(source, folder, versions, receipt):
+    number = max((int(path.name) for path in versions), default=0) + 1
+    version = folder / str(number)
+    with files.replacing(version) as temporary:
+        shutil.copytree(source, temporary)
+        files.write_json(temporary / RECEIPT_FILE, receipt)
+    return version
+
+
+def _keep_last(folder, keep):
+    for path in versions_of(folder)[:-keep]:
+        # The name goes first, so that no half version is ever seen.
+        files.remove_folder(path)
+
+
+def _receipt(version):
+    path = version / RECEIPT_FILE
+    return files.read_json(path) if path.exists() else {}
+
+
+def _now():
+    return datetime.datetime.now(datetime.UTC).isoformat(timespec="seconds")

@@ -1,0 +1,202 @@
+import fcntl
+import filecmp
+import os
+import random
+import shutil
+import signal
+import time
+
+import numpy as np
+import pytest
+import tensorflow as tf
+from tables import SMALL_MODEL
+
+from m2m_tf import files
+from m2m_tf.config import PushSettings
+from m2m_tf.export import CONTRACT_FILE, export_model
+from m2m_tf.models import build_model
+from m2m_tf.serving import pushing
+from m2m_tf.serving.batch_scoring import versions_of
+from m2m_tf.serving.pushing import RECEIPT_FILE, PushRefused, push, rollback
+
+# What two epochs on a dozen clinics give passes, what forecasts a hundred
+# times too much does not.
+LENIENT = PushSettings(tolerance=9.0, min_samples=1)
+
+
+@pytest.fixture(scope="module")
+def served(clinic_data, exported, tmp_path_factory):
+    """A folder with two versions, pushed one after the other."""
+    folder = tmp_path_factory.mktemp("served")
+    for number in "12":
+        version = push(exported, clinic_data, folder, LENIENT)
+        assert version == folder / number
+    return folder
+
+
+@pytest.fixture
+def copy(served, tmp_path):
+    """A copy of it that a test may change."""
+    return shutil.copytree(served, tmp_path / "served")
+
+
+def numbers(folder):
+    return [int(path.name) for path in versions_of(folder)]
+
+
+def export_changed(clinic_data, folder, change):
+    """Exports an untrained model whose weights a function changes."""
+    preprocessor = clinic_data.preprocessor
+    model = build_model(
+        preprocessor.model_inputs,
+        SMALL_MODEL,
+        preprocessor.statistics.label_means,
+    )
+    model.set_weights([change(w) for w in model.get_weights()])
+    export_model(model, preprocessor, folder)
+    return folder
+
+
+def test_a_pushed_version_is_the_candidate_and_its_receipt(served, exported):
+    for version, compared_with in zip(
+        versions_of(served), (None, 1), strict=True
+    ):
+        receipt = files.read_json(version / RECEIPT_FILE)
+        assert receipt["compared_with"] == compared_with
+        assert receipt["from"] == str(exported / "1")
+        assert len(receipt["slices"]) == 9
+        for row in receipt["slices"]:
+            ours = row["poisson_deviance_candidate"]
+            for rival in ("last_week", "history_mean"):
+                bar = row[f"poisson_deviance_{rival}"]
+                assert ours <= 10 * bar or ours < 0.9 * 7
+            if compared_with:
+                assert ours == row["poisson_deviance_serving"]
+                assert row["nmae_candidate_median"] is not None
+        difference = filecmp.dircmp(version, exported / "1")
+        assert not difference.left_only and not difference.diff_files
+        assert tf.saved_model.load(str(version)).signatures["predict"]
+
+
+def test_a_step_back_is_refused_slice_by_slice(clinic_data, copy, tmp_path):
+    candidate = export_changed(
+        clinic_data, tmp_path / "worse", lambda w: w + 0.1
+    )
+    with pytest.raises(PushRefused) as refusal:
+        push(candidate, clinic_data, copy, LENIENT)
+    text = str(refusal.value)
+    assert "nothing has changed" in text and "`serving` is version 2" in text
+    assert "Poisson deviance of the candidate" in text
+    assert ", of history_mean " in text and ", of serving " in text
+    assert numbers(copy) == [1, 2]
+    # Slices that are too small to judge are not judged.
+    few = PushSettings(tolerance=9.0, min_samples=10_000)
+    assert push(candidate, clinic_data, copy, few) == copy / "3"
+
+
+def test_forecasts_that_are_not_finite_are_refused(clinic_data, copy, tmp_path):
+    candidate = export_changed(
+        clinic_data, tmp_path / "nan", lambda w: w * np.float32("nan")
+    )
+    with pytest.raises(PushRefused, match="negative or not finite"):
+        push(candidate, clinic_data, copy, LENIENT)
+    assert numbers(copy) == [1, 2]
+
+
+def test_what_callers_rely_on_must_stay(clinic_data, exported, copy):
+    path = copy / "2" / CONTRACT_FILE
+    contract = files.read_json(path)
+    contract["horizon"] = 14
+    contract["outputs"]["visits_total"] = "of all scenarios"
+    files.write_json(path, contract)
+    with pytest.raises(
+        PushRefused,
+        match="callers of version 2 would break: horizon differ, "
+        "output visits_total is missing",
+    ):
+        push(exported, clinic_data, copy, LENIENT)
+
+
+@pytest.mark.parametrize(
+    "script, message",
+    [
+        ("raise SystemExit('no such op')", "cannot answer with it: no such op"),
+        (
+            pushing._SMOKE_SCRIPT.replace("v.numpy()", "v.numpy() + 1"),
+            "gives other forecasts of",
+        ),
+    ],
+)
+def test_another_process_must_agree(
+    clinic_data, exported, copy, monkeypatch, script, message
+):
+    monkeypatch.setattr(pushing, "_SMOKE_SCRIPT", script)
+    with pytest.raises(PushRefused, match=message):
+        push(exported, clinic_data, copy, LENIENT)
+    assert numbers(copy) == [1, 2]
+
+
+def test_rollback_goes_back_and_numbers_go_on(copy):
+    files.write_text(copy / "1" / "mark", "first")
+    files.write_text(copy / "2" / "mark", "second")
+    assert rollback(copy) == copy / "3"
+    assert (copy / "3" / "mark").read_text() == "first"
+    assert files.read_json(copy / "3" / RECEIPT_FILE)["copy_of"] == 1
+    with pytest.raises(PushRefused, match="no version before 1 is left"):
+        rollback(copy)
+    assert numbers(copy) == [1, 2, 3]
+
+
+def test_only_the_last_versions_are_kept(clinic_data, exported, copy):
+    settings = PushSettings(tolerance=9.0, min_samples=1, keep=2)
+    push(exported, clinic_data, copy, settings)
+    assert numbers(copy) == [2, 3]
+    assert not list(copy.glob(".tmp-*"))
+
+
+def test_two_pushes_at_once_are_one(clinic_data, exported, copy):
+    with open(copy / ".push.lock", "w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        with pytest.raises(RuntimeError, match="another push is going on"):
+            rollback(copy)
+    assert rollback(copy)
+
+
+def same(ours, theirs):
+    listed = [
+        sorted(p.relative_to(x) for p in x.rglob("*")) for x in (ours, theirs)
+    ]
+    return listed[0] == listed[1] and all(
+        (ours / p).read_bytes() == (theirs / p).read_bytes()
+        for p in listed[0]
+        if (ours / p).is_file()
+    )
+
+
+def test_kill_at_any_moment_leaves_whole_versions(copy, tmp_path):
+    """50 processes that publish and prune are killed at random moments."""
+    source = shutil.copytree(copy / "2", tmp_path / "source")
+    receipt = files.read_json(source / RECEIPT_FILE)
+    draw = random.Random(0)
+    interrupted = 0
+    for _ in range(50):
+        child = os.fork()
+        if not child:
+            try:
+                while True:
+                    with pushing._only_push(copy):
+                        versions = versions_of(copy)
+                        pushing._publish(source, copy, versions, receipt)
+                        pushing._keep_last(copy, 3)
+            finally:
+                os._exit(1)
+        time.sleep(draw.uniform(0.001, 0.1))
+        os.kill(child, signal.SIGKILL)
+        os.waitpid(child, 0)
+        interrupted += bool(list(copy.glob(".tmp-*")))
+        assert 2 <= len(versions_of(copy)) <= 4
+        newest = versions_of(copy)[-1]
+        assert same(newest, source) or newest.name == "2"
+    assert interrupted > 5
+    assert rollback(copy) and not list(copy.glob(".tmp-*"))
+    assert tf.saved_model.load(str(versions_of(copy)[-1])).signatures
