@@ -26,7 +26,7 @@ format: $(INSTALLED)
 $(INSTALLED): setup.py
 	test -d .venv || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		--editable '.[demo,lightgbm,test]'
+		--editable '.[demo,lightgbm,serve,test]'
 	touch $(INSTALLED)
 
 clean:

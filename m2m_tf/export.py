@@ -193,7 +193,7 @@ def _write_warmup(path, preprocessor, made):
                 target = log.regress_log.request
             elif isinstance(signature.inputs, tf.TensorSpec):
                 request = _predict_request(
-                    {signature.inputs.name: np.array([example])}
+                    {signature.inputs.name: np.array([example], object)}
                 )
                 target = log.predict_log.request
             else:

@@ -112,6 +112,25 @@ def _parser():
 
     command = _command(
         commands,
+        "serve",
+        _serve,
+        "answer requests as TF Serving does, for laptops and tests",
+        "m2m-tf serve saved_models/demo",
+    )
+    command.add_argument("folder", type=pathlib.Path)
+    command.add_argument("--name", help="name of the model (the folder's)")
+    for name, default, text in (
+        ("host", "127.0.0.1", "address; anybody who reaches it may ask"),
+        ("rest-port", 8501, "port of REST and metrics; 0 takes a free one"),
+        ("grpc-port", 8500, "port of gRPC; 0 takes a free one"),
+        ("max-bytes", 64 * 2**20, "largest request"),
+        ("max-rows", 4096, "most rows of a request"),
+        ("body-seconds", 30.0, "most seconds that a body may take to arrive"),
+    ):
+        _add_setting(command, name, default, text)
+
+    command = _command(
+        commands,
         "simulate",
         _simulate,
         "write tables of simulated advertisers, best forecasts included",
@@ -124,12 +143,7 @@ def _parser():
         ("seed", 0, "seeds the advertisers"),
         ("mechanism-strength", 0.5, "how much behaviours move rates"),
     ):
-        command.add_argument(
-            f"--{name}",
-            type=type(default),
-            default=default,
-            help=f"{text} (default: {default})",
-        )
+        _add_setting(command, name, default, text)
     command.add_argument(
         "--same-mechanisms",
         action="store_true",
@@ -188,6 +202,15 @@ def _command(commands, name, function, text, example):
     )
     command.set_defaults(command=function)
     return command
+
+
+def _add_setting(command, name, default, text):
+    command.add_argument(
+        f"--{name}",
+        type=type(default),
+        default=default,
+        help=f"{text} (default: {default})",
+    )
 
 
 def _add_folders(command):
@@ -253,6 +276,24 @@ def _rollback(options):
     from m2m_tf.serving import pushing
 
     print(f"serving from {pushing.rollback(options.folder)}")
+
+
+def _serve(options):
+    from m2m_tf.serving.server import ServerSettings, serve
+
+    serve(
+        options.folder,
+        options.name,
+        ServerSettings(
+            host=options.host,
+            rest_port=options.rest_port,
+            grpc_port=options.grpc_port,
+            max_bytes=options.max_bytes,
+            max_rows=options.max_rows,
+            body_seconds=options.body_seconds,
+        ),
+        report=lambda line: print(line, flush=True),
+    )
 
 
 def _simulate(options):

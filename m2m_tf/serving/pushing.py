@@ -87,7 +87,7 @@ def push(
         RuntimeError: If another push into the folder is going on.
     """
     settings = settings or PushSettings()
-    candidate = latest_version(candidate)
+    candidate = latest_version(candidate).resolve()
     folder = pathlib.Path(folder)
     with _only_push(folder):
         versions = versions_of(folder)
@@ -104,7 +104,7 @@ def push(
         _check_fresh_process(candidate, sample)
         receipt = {
             "pushed": _now(),
-            "from": str(candidate.resolve()),
+            "from": str(candidate),
             "compared_with": serving and int(serving.name),
             "settings": dataclasses.asdict(settings),
             "slices": slices,

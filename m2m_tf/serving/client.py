@@ -1,0 +1,366 @@
+"""Asks TF Serving, or the local server, for forecasts: tables in, table out."""
+
+import base64
+import json
+import time
+import urllib.parse
+from collections.abc import Mapping, Sequence
+
+import grpc
+import httpx
+import numpy as np
+import polars as pl
+import tensorflow as tf
+from tensorflow_serving.apis import (
+    get_model_metadata_pb2,
+    predict_pb2,
+    prediction_service_pb2_grpc,
+)
+
+from m2m_tf.data import schema
+from m2m_tf.signatures import PREDICT
+
+_SIGNATURE_DEF = "signature_def"
+# Rows of one request.
+_CHUNK = 1024
+_FIRST_WAIT = 0.1
+
+
+class RequestError(ValueError):
+    """A request that the server refuses: asking again would not help."""
+
+
+class ServerUnavailable(ConnectionError):
+    """A server that has not answered within the deadline."""
+
+
+class Client:
+    """One served model.
+
+    Args:
+        address: `http://host:8501` (or `https://`) for REST, `grpc://host:8500`
+            for gRPC.
+        name: Name of the model.
+        version: Version to ask; None: whichever the server thinks best.
+        seconds: Most seconds that a call may take, retries included.
+
+    Raises:
+        ValueError: If the address is of neither kind.
+
+    Example:
+
+    >>> with Client("http://localhost:8501", "demo") as client:
+    ...     forecasts = client.predict(rows)
+    """
+
+    def __init__(
+        self,
+        address: str,
+        name: str,
+        version: int | None = None,
+        seconds: float = 30.0,
+    ):
+        parts = urllib.parse.urlsplit(address)
+        if parts.scheme in ("http", "https"):
+            self._transport = _Rest(address, name, version)
+        elif parts.scheme == "grpc":
+            self._transport = _Grpc(parts.netloc, name, version)
+        else:
+            raise ValueError(
+                "`address` must begin with http://, https:// or grpc://. "
+                f"Received: {address!r}"
+            )
+        self._address = address
+        self._seconds = seconds
+        self._specs: dict[str, dict[str, tf.TensorSpec]] | None = None
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+    def close(self) -> None:
+        """Closes the connection."""
+        self._transport.close()
+
+    def inputs(self, signature: str = PREDICT) -> dict[str, tf.TensorSpec]:
+        """Name → dtype and shape of each input of a signature.
+
+        Raises:
+            RequestError: If there is no such model or signature.
+            ServerUnavailable: If the server does not answer in time.
+        """
+        if self._specs is None:
+            self._specs = self._retried(self._transport.signatures)
+        if signature not in self._specs:
+            raise RequestError(
+                f"`signature` must be one of {sorted(self._specs)}. "
+                f"Received: {signature!r}."
+            )
+        return self._specs[signature]
+
+    def predict(
+        self,
+        rows: pl.DataFrame | Mapping | Sequence[Mapping],
+        signature: str = PREDICT,
+    ) -> pl.DataFrame:
+        """Forecasts of rows, in their order.
+
+        Args:
+            rows: Raw features: a table or dict of columns, or a list of
+                dicts. What may be missing in a `tf.Example` may be missing
+                here (days observed, the known future, attributes).
+            signature: `predict`, `predict_all_scenarios` or `explain`.
+
+        Returns:
+            A column for each output. With one value a row it holds numbers,
+            else lists.
+
+        Raises:
+            RequestError: If the server refuses the rows, or one is not told.
+            ServerUnavailable: If the server does not answer in time.
+        """
+        columns = _columns(rows)
+        specs = self.inputs(signature)
+        count = len(next(iter(columns.values()))) if columns else 0
+        if not count:
+            raise RequestError("`rows` holds no row.")
+        arrays = {
+            name: _array(name, columns, spec, count, specs)
+            for name, spec in specs.items()
+        }
+        # What the signature does not know is the server's to refuse.
+        arrays |= {
+            name: np.asarray(values)
+            for name, values in columns.items()
+            if name not in specs
+        }
+        parts = []
+        for first in range(0, count, _CHUNK):
+            chunk = {k: x[first : first + _CHUNK] for k, x in arrays.items()}
+            outputs = self._retried(self._transport.predict, signature, chunk)
+            parts.append(
+                pl.DataFrame(
+                    {name: _series(values) for name, values in outputs.items()}
+                )
+            )
+        return pl.concat(parts)
+
+    def _retried(self, function, *arguments):
+        deadline = time.monotonic() + self._seconds
+        wait = _FIRST_WAIT
+        while True:
+            left = deadline - time.monotonic()
+            try:
+                if left <= 0:
+                    raise TimeoutError("no time left")
+                return function(*arguments, seconds=left)
+            except (ConnectionError, TimeoutError) as error:
+                if time.monotonic() + wait >= deadline:
+                    raise ServerUnavailable(
+                        f"{self._address}: no answer within "
+                        f"{self._seconds:g} s: {error}"
+                    ) from error
+            time.sleep(wait)
+            wait *= 2
+
+
+class _Rest:
+    def __init__(self, address, name, version):
+        self._client = httpx.Client(base_url=address)
+        self._path = f"/v1/models/{urllib.parse.quote(name, safe='')}"
+        if version is not None:
+            self._path += f"/versions/{version}"
+
+    def close(self):
+        self._client.close()
+
+    def signatures(self, seconds):
+        told = self._ask("GET", f"{self._path}/metadata", None, seconds)
+        found = told["metadata"][_SIGNATURE_DEF][_SIGNATURE_DEF]
+        return {
+            signature: {
+                name: tf.TensorSpec(
+                    [
+                        None if int(axis["size"]) < 0 else int(axis["size"])
+                        for axis in info["tensor_shape"].get("dim", ())
+                    ],
+                    getattr(tf, info["dtype"].removeprefix("DT_").lower(), None)
+                    or tf.float32,
+                )
+                for name, info in definition["inputs"].items()
+            }
+            for signature, definition in found.items()
+        }
+
+    def predict(self, signature, arrays, seconds):
+        body = {
+            "signature_name": signature,
+            "inputs": {name: _json(values) for name, values in arrays.items()},
+        }
+        told = self._ask("POST", f"{self._path}:predict", body, seconds)
+        outputs = told["outputs"]
+        if not isinstance(outputs, dict):
+            outputs = {"outputs": outputs}
+        return {name: np.array(values) for name, values in outputs.items()}
+
+    def _ask(self, method, path, body, seconds):
+        content = None if body is None else json.dumps(body)
+        try:
+            answer = self._client.request(
+                method, path, content=content, timeout=seconds
+            )
+        except httpx.TransportError as error:
+            raise ConnectionError(str(error)) from error
+        if answer.status_code in (429, 502, 503, 504):
+            raise ConnectionError(f"status {answer.status_code}")
+        if answer.status_code != 200:
+            try:
+                text = answer.json()["error"]
+            except (ValueError, KeyError, TypeError):
+                text = answer.text[:500]
+            raise RequestError(f"status {answer.status_code}: {text}")
+        return answer.json()
+
+
+class _Grpc:
+    def __init__(self, address, name, version):
+        self._channel = grpc.insecure_channel(
+            address, options=[("grpc.max_receive_message_length", -1)]
+        )
+        self._stub = prediction_service_pb2_grpc.PredictionServiceStub(
+            self._channel
+        )
+        self._name, self._version = name, version
+
+    def close(self):
+        self._channel.close()
+
+    def signatures(self, seconds):
+        request = get_model_metadata_pb2.GetModelMetadataRequest()
+        request.metadata_field.append(_SIGNATURE_DEF)
+        told = self._ask(self._stub.GetModelMetadata, request, seconds)
+        found = get_model_metadata_pb2.SignatureDefMap()
+        told.metadata[_SIGNATURE_DEF].Unpack(found)
+        return {
+            signature: {
+                name: tf.TensorSpec(
+                    tf.TensorShape(info.tensor_shape),
+                    tf.dtypes.as_dtype(info.dtype),
+                )
+                for name, info in definition.inputs.items()
+            }
+            for signature, definition in found.signature_def.items()
+        }
+
+    def predict(self, signature, arrays, seconds):
+        request = predict_pb2.PredictRequest()
+        request.model_spec.signature_name = signature
+        for name, values in arrays.items():
+            request.inputs[name].CopyFrom(tf.make_tensor_proto(values))
+        told = self._ask(self._stub.Predict, request, seconds)
+        outputs = {
+            name: tf.make_ndarray(tensor)
+            for name, tensor in told.outputs.items()
+        }
+        return {
+            name: np.vectorize(bytes.decode, otypes=[object])(values)
+            if values.dtype == object
+            else values
+            for name, values in sorted(outputs.items())
+        }
+
+    def _ask(self, method, request, seconds):
+        request.model_spec.name = self._name
+        if self._version is not None:
+            request.model_spec.version.value = self._version
+        try:
+            return method(request, timeout=seconds)
+        except grpc.RpcError as error:
+            code = error.code()
+            if code in (
+                grpc.StatusCode.UNAVAILABLE,
+                grpc.StatusCode.DEADLINE_EXCEEDED,
+            ):
+                raise ConnectionError(error.details()) from error
+            raise RequestError(f"{code.name}: {error.details()}") from error
+
+
+def _columns(rows):
+    if isinstance(rows, pl.DataFrame):
+        return {name: rows[name].to_list() for name in rows.columns}
+    if isinstance(rows, Mapping):
+        return dict(rows)
+    names = dict.fromkeys(name for row in rows for name in row)
+    for name in names:
+        lacking = [i for i, row in enumerate(rows) if name not in row]
+        if lacking:
+            raise RequestError(
+                f"{name!r} is missing in {len(lacking)} of {len(rows)} rows, "
+                f"the first is row {lacking[0]}."
+            )
+    return {name: [row[name] for row in rows] for name in names}
+
+
+def _array(name, columns, spec, count, specs):
+    """A column as the signature takes it, or the default of one left out."""
+    shape = spec.shape.as_list()[1:]
+    if name not in columns:
+        return _default(name, shape, spec, count, specs)
+    values = columns[name]
+    try:
+        if spec.dtype == tf.string:
+            flat = ["" if x is None else x for x in np.ravel(values).tolist()]
+            return np.array(
+                [x if isinstance(x, bytes) else x.encode() for x in flat],
+                object,
+            ).reshape(np.shape(values))
+        return np.array(values, spec.dtype.as_numpy_dtype)
+    except (TypeError, ValueError, AttributeError) as error:
+        raise RequestError(
+            f"{name!r} must be {spec.dtype.name} of shape [rows, "
+            f"{', '.join(map(str, shape))}]: {error}"
+        ) from error
+
+
+def _default(name, shape, spec, count, specs):
+    if name == schema.DAYS_OBSERVED:
+        days = specs[schema.BEHAVIOR_SEQUENCE].shape[-2]
+        return np.full(count, days, "int64")
+    if name == schema.KNOWN_FUTURE:
+        return np.zeros((count, *shape), "float32")
+    if name.startswith((schema.PROFILE_PREFIX, schema.SCENARIO_PREFIX)):
+        if spec.dtype == tf.string:
+            return np.full(count, b"", object)
+        return np.full(count, np.nan, "float32")
+    raise RequestError(f"Input {name!r} is missing in `rows`.")
+
+
+def _json(values):
+    if values.dtype.kind in "SOU":
+        flat = [_json_text(value) for value in values.ravel().tolist()]
+        return _nested(flat, values.shape)
+    # NaN is no JSON to everybody, though TF Serving reads it.
+    return values.tolist()
+
+
+def _json_text(value):
+    if not isinstance(value, bytes):
+        return value
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return {"b64": base64.b64encode(value).decode()}
+
+
+def _nested(flat, shape):
+    array = np.empty(len(flat), object)
+    array[:] = flat
+    return array.reshape(shape).tolist()
+
+
+def _series(values):
+    if values.ndim == 2 and values.shape[1] == 1:
+        values = values[:, 0]
+    return values.tolist()

@@ -1,0 +1,287 @@
+"""Versions of one model, loaded, warmed up, and followed as they change."""
+
+import dataclasses
+import logging
+import pathlib
+import threading
+from collections.abc import Mapping
+
+import numpy as np
+import tensorflow as tf
+from tensorflow_serving.apis import get_model_status_pb2, prediction_log_pb2
+
+from m2m_tf import files
+from m2m_tf.export import CONTRACT_FILE, WARMUP_FILE
+from m2m_tf.serving.batch_scoring import versions_of
+
+log = logging.getLogger(__name__)
+State = get_model_status_pb2.ModelVersionStatus.State
+# Rows of one request; what is more belongs to batch scoring.
+MAX_ROWS = 4096
+
+
+class InvalidRequest(ValueError):
+    """A request that cannot be answered because of what it asks."""
+
+
+class NotFound(LookupError):
+    """A model, version or signature that is not there."""
+
+
+class LoadedModel:
+    """One version: its signatures, and what each takes.
+
+    Args:
+        folder: Folder of the version, its name the version's number.
+        max_rows: Most rows of one request.
+    """
+
+    def __init__(self, folder: pathlib.Path, max_rows: int = MAX_ROWS):
+        self.version = int(folder.name)
+        self._max_rows = max_rows
+        self._model = tf.saved_model.load(str(folder))
+        self._signatures = dict(self._model.signatures)
+        contract = folder / CONTRACT_FILE
+        self.methods = {}
+        # Inputs in which NaN stands for a value that is not known.
+        self._may_be_missing = set()
+        if contract.exists():
+            values = files.read_json(contract)
+            self.methods = {
+                name: signature["method"]
+                for name, signature in values["signatures"].items()
+            }
+            self._may_be_missing = {
+                name
+                for name, tensor in values["inputs"].items()
+                if "default" in tensor and tensor["default"] is None
+            }
+        self._warm_up(folder / WARMUP_FILE)
+
+    @property
+    def signature_names(self) -> list[str]:
+        """Names of the signatures."""
+        return sorted(self._signatures)
+
+    def inputs(self, signature: str) -> dict[str, tf.TensorSpec]:
+        """Name → spec of each input of a signature."""
+        function = self._signature(signature)
+        return dict(function.structured_input_signature[1])
+
+    def outputs(self, signature: str) -> dict[str, tf.TensorSpec]:
+        """Name → spec of each output of a signature."""
+        return dict(self._signature(signature).structured_outputs)
+
+    def run(
+        self, signature: str, inputs: Mapping[str, np.ndarray]
+    ) -> dict[str, np.ndarray]:
+        """Answers a request.
+
+        Args:
+            signature: Name of the signature.
+            inputs: Name → array with the dtype and shape of its spec.
+
+        Returns:
+            Name → array of each output.
+
+        Raises:
+            InvalidRequest: If the inputs do not fit; the field is named.
+            NotFound: If there is no such signature.
+        """
+        specs = self.inputs(signature)
+        missing, extra = (
+            sorted(set(specs) - set(inputs)),
+            sorted(set(inputs) - set(specs)),
+        )
+        if missing or extra:
+            raise InvalidRequest(
+                f"Signature {signature!r} takes {sorted(specs)}."
+                + (f" Missing: {missing}." if missing else "")
+                + (f" Not known: {extra}." if extra else "")
+            )
+        for name, spec in specs.items():
+            self._check(name, spec, inputs[name])
+        rows = {name: len(values) for name, values in inputs.items()}
+        if len(set(rows.values())) > 1:
+            raise InvalidRequest(
+                f"All inputs must have as many rows. Received: {rows}."
+            )
+        if (count := next(iter(rows.values()))) > self._max_rows:
+            raise InvalidRequest(
+                f"A request may have {self._max_rows} rows. Received: {count}. "
+                "Score more of them with `m2m-tf predict`."
+            )
+        try:
+            told = self._signatures[signature](
+                **{
+                    name: tf.constant(values, specs[name].dtype)
+                    for name, values in inputs.items()
+                }
+            )
+        except tf.errors.InvalidArgumentError as error:
+            raise InvalidRequest(str(error).split("\n")[0]) from error
+        except UnicodeDecodeError as error:
+            # TensorFlow's message quotes the bytes that it cannot parse.
+            raise InvalidRequest(
+                f"{sorted(inputs)}: holds bytes that are no tf.Example."
+            ) from error
+        outputs = {name: values.numpy() for name, values in told.items()}
+        for name, values in outputs.items():
+            if values.dtype.kind == "f" and not np.isfinite(values).all():
+                raise InvalidRequest(
+                    f"{name} would not be finite: an input holds NaN, "
+                    "infinity or a value too large."
+                )
+        return outputs
+
+    def _signature(self, name):
+        if name not in self._signatures:
+            raise NotFound(
+                f"Signature {name!r} is not one of {self.signature_names}."
+            )
+        return self._signatures[name]
+
+    def _check(self, name, spec, values):
+        shape = tuple(values.shape)
+        if len(shape) != len(spec.shape) or any(
+            size is not None and size != given
+            for size, given in zip(spec.shape, shape, strict=True)
+        ):
+            expected = ["rows", *spec.shape[1:]]
+            raise InvalidRequest(
+                f"{name!r} must have shape {expected}. Received: {list(shape)}."
+            )
+        if not shape[0]:
+            raise InvalidRequest(f"{name!r} has no row.")
+        if values.dtype.kind != "f":
+            return
+        bad = np.isinf(values)
+        if name not in self._may_be_missing:
+            bad |= np.isnan(values)
+        if bad.any():
+            raise InvalidRequest(
+                f"{name!r} must be finite. Received: {bad.sum()} other "
+                f"value(s), the first in row {np.argwhere(bad)[0][0]}."
+            )
+
+    def _warm_up(self, path):
+        """Replays the exporter's requests, so that no caller waits for it."""
+        if not path.exists():
+            return
+        for record in tf.data.TFRecordDataset(str(path)):
+            entry = prediction_log_pb2.PredictionLog.FromString(record.numpy())
+            if entry.WhichOneof("log_type") == "predict_log":
+                request = entry.predict_log.request
+                self.run(
+                    request.model_spec.signature_name,
+                    {
+                        name: tf.make_ndarray(tensor)
+                        for name, tensor in request.inputs.items()
+                    },
+                )
+
+
+@dataclasses.dataclass(frozen=True)
+class VersionStatus:
+    """State of a version, and why it could not be loaded."""
+
+    state: int
+    error: str = ""
+
+
+class ModelStore:
+    """The versions in a folder, kept as the folder changes.
+
+    A version answers as soon as it is loaded and warmed up; until then, and
+    if it cannot be loaded, the ones before do. A version that is gone from
+    the folder is dropped once its last request has been answered: whoever
+    has got it holds it.
+
+    Args:
+        name: Name that the model is asked by.
+        folder: Folder of its versions.
+        max_rows: Most rows of one request.
+        every: Seconds between two looks at the folder.
+    """
+
+    def __init__(self, name, folder, max_rows=MAX_ROWS, every=1.0):
+        self.name = name
+        self.folder = pathlib.Path(folder)
+        self._max_rows = max_rows
+        self._every = every
+        self._loaded: dict[int, LoadedModel] = {}
+        self._status: dict[int, VersionStatus] = {}
+        self._stopped = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, daemon=True)
+
+    @property
+    def started(self) -> bool:
+        """Whether the folder is being followed."""
+        return self._watcher.is_alive()
+
+    def start(self) -> None:
+        """Loads what is there, then follows the folder in a thread."""
+        self.refresh()
+        self._watcher.start()
+
+    def stop(self) -> None:
+        """Ends the thread."""
+        self._stopped.set()
+        self._watcher.join()
+
+    def get(self, version: int | None = None) -> LoadedModel:
+        """A version that answers, the newest by default.
+
+        Raises:
+            NotFound: If it is not there.
+        """
+        loaded = self._loaded
+        if version is None and loaded:
+            version = max(loaded)
+        if version not in loaded:
+            raise NotFound(
+                f"Model {self.name!r} has no version "
+                f"{'yet' if version is None else version}. "
+                f"Loaded: {sorted(loaded)}."
+            )
+        return loaded[version]
+
+    def status(self) -> dict[int, VersionStatus]:
+        """Version → status, newest first."""
+        return dict(sorted(self._status.items(), reverse=True))
+
+    def refresh(self) -> None:
+        """Loads new versions, oldest first, and drops those that are gone."""
+        present = {int(path.name): path for path in versions_of(self.folder)}
+        for version, path in present.items():
+            if version not in self._status:
+                self._load(version, path)
+        for version in set(self._status) - set(present):
+            log.info("%s: dropping version %d", self.name, version)
+            # Replaced, not changed: requests read it without a lock.
+            self._loaded = {
+                k: x for k, x in self._loaded.items() if k != version
+            }
+            del self._status[version]
+
+    def _load(self, version, path):
+        self._status[version] = VersionStatus(State.LOADING)
+        log.info("%s: loading version %d", self.name, version)
+        try:
+            model = LoadedModel(path, self._max_rows)
+        # Whatever is wrong with a version, the ones before must go on.
+        except Exception as error:
+            log.exception("%s: version %d is broken", self.name, version)
+            message = f"{type(error).__name__}: {error}".split("\n")[0]
+            self._status[version] = VersionStatus(State.END, message)
+            return
+        self._loaded = self._loaded | {version: model}
+        self._status[version] = VersionStatus(State.AVAILABLE)
+        log.info("%s: version %d is served", self.name, version)
+
+    def _watch(self):
+        while not self._stopped.wait(self._every):
+            try:
+                self.refresh()
+            except OSError:
+                log.exception("%s: cannot read %s", self.name, self.folder)

@@ -1,0 +1,159 @@
+import pathlib
+import re
+import threading
+
+import numpy as np
+import polars as pl
+import pytest
+from local_server import NAME, ROWS, running
+
+from m2m_tf.serving.client import Client, RequestError, ServerUnavailable
+from m2m_tf.serving.model_store import LoadedModel
+from m2m_tf.signatures import default_values
+
+
+@pytest.fixture(params=["rest", "grpc"])
+def client(server, request):
+    with Client(server.addresses[request.param], NAME) as one:
+        yield one
+
+
+def columns(raw):
+    return {
+        name: values.tolist() if values.dtype != object else list(values)
+        for name, values in raw.items()
+    }
+
+
+def check(told, expected):
+    assert set(told.columns) == set(expected)
+    for name, values in expected.items():
+        np.testing.assert_allclose(
+            told[name].to_numpy(), values, rtol=1e-5, atol=1e-6
+        )
+
+
+def test_dict_table_and_rows_give_the_same(client, raw, expected):
+    given = columns(raw)
+    check(client.predict(given), expected)
+    check(client.predict(pl.DataFrame(given)), expected)
+    rows = [
+        dict(zip(given, values, strict=True))
+        for values in zip(*given.values(), strict=True)
+    ]
+    check(client.predict(rows), expected)
+
+
+def test_readme_s_block_runs(server, raw, expected, capsys):
+    readme = pathlib.Path(__file__).parents[2] / "README.md"
+    (block,) = re.findall(
+        r"```python\n(from m2m_tf.serving.*?)```", readme.read_text(), re.DOTALL
+    )
+    names = {"rows": columns(raw)}
+    exec(
+        block.replace("http://localhost:8501", server.addresses["rest"]), names
+    )
+    check(names["forecasts"], expected)
+    assert "cutoff" in capsys.readouterr().out
+
+
+def test_many_rows_go_in_several_requests(client, raw, expected, monkeypatch):
+    monkeypatch.setattr("m2m_tf.serving.client._CHUNK", 3)
+    check(client.predict(columns(raw)), expected)
+
+
+def test_what_is_left_out_has_its_default(client, clinic_data, raw, exported):
+    defaults = default_values(clinic_data.spec)
+    short = {k: x for k, x in columns(raw).items() if k not in defaults}
+    filled = dict(raw)
+    for name, value in defaults.items():
+        kind = object if value.dtype.kind == "S" else value.dtype
+        filled[name] = np.stack([value.astype(kind)] * ROWS)
+    told = LoadedModel(exported / "1").run("predict", filled)
+    check(client.predict(short), {k: x[:, 0] for k, x in told.items()})
+
+
+def test_other_signatures(client, raw, exported):
+    told = client.predict(columns(raw), "explain")
+    expected = LoadedModel(exported / "1").run("explain", raw)
+    for name, values in expected.items():
+        np.testing.assert_allclose(
+            np.array(told[name].to_list()), values, rtol=1e-5, atol=1e-6
+        )
+    inputs = client.inputs("predict_all_scenarios")
+    blank = {
+        name: np.zeros((2, *spec.shape[1:]), spec.dtype.as_numpy_dtype).tolist()
+        for name, spec in inputs.items()
+    }
+    told = client.predict(
+        blank | {name: ["", ""] for name in blank if "town" in name},
+        "predict_all_scenarios",
+    )
+    assert told["scenario"].to_list()[0] == ["booked", "video", "walk_in"]
+    assert len(told["fees"][0]) == 3
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [
+        (lambda x: x.pop("cutoff"), "Input 'cutoff' is missing"),
+        (lambda x: x.update(weather=[1.0] * ROWS), "weather"),
+        (lambda x: x.update(cutoff=["a"] * ROWS), "'cutoff' must be int64"),
+        (lambda x: x.update(cutoff=[1]), "cutoff"),
+        (lambda x: x.clear(), "no row"),
+        (
+            lambda x: x.update(
+                behavior_sequence=(
+                    np.nan * np.array(x["behavior_sequence"])
+                ).tolist()
+            ),
+            "behavior_sequence",
+        ),
+    ],
+)
+def test_refused_rows_say_what_is_wrong(client, raw, change, message):
+    given = columns(raw)
+    change(given)
+    with pytest.raises(RequestError, match=message):
+        client.predict(given)
+
+
+def test_unknown_names_are_refused_at_once(server, client, raw):
+    with pytest.raises(RequestError, match="one of .*predict"):
+        client.predict(columns(raw), "guess")
+    for address in server.addresses.values():
+        with Client(address, "other") as other:
+            with pytest.raises(RequestError, match="'other'"):
+                other.inputs()
+        with Client(address, NAME, version=9) as other:
+            with pytest.raises(RequestError, match="no version 9"):
+                other.inputs()
+    with pytest.raises(ValueError, match="'ftp://x'"):
+        Client("ftp://x", NAME)
+
+
+@pytest.mark.parametrize("kind", ["http", "grpc"])
+def test_nobody_there_is_said_within_the_deadline(kind):
+    with Client(f"{kind}://127.0.0.1:9", NAME, seconds=1) as client:
+        with pytest.raises(ServerUnavailable, match="no answer within 1 s"):
+            client.inputs()
+
+
+def test_a_server_that_starts_late_is_waited_for(exported, raw, free_ports):
+    rest, rpc = free_ports
+    told = []
+
+    def ask(address):
+        with Client(address, NAME, seconds=90) as client:
+            told.append(client.predict(columns(raw)))
+
+    threads = [
+        threading.Thread(target=ask, args=(address,))
+        for address in (f"http://127.0.0.1:{rest}", f"grpc://127.0.0.1:{rpc}")
+    ]
+    for thread in threads:
+        thread.start()
+    with running(exported, "--rest-port", str(rest), "--grpc-port", str(rpc)):
+        for thread in threads:
+            thread.join()
+    assert len(told) == 2 and told[0].height == ROWS
