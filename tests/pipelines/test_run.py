@@ -274,7 +274,7 @@ def test_only_steps_with_changed_inputs_run_again(tmp_path, monkeypatch):
     (tmp_path / "runs/clinics/forecasts.parquet").unlink()
     assert run(
         evaluation={"lightgbm": False}, training=TRAINING | {"seed": 1}
-    ) == ["predict", "push"]
+    ) == ["predict"]
 
 
 def test_a_source_adds_a_step_that_makes_tables():
