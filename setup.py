@@ -54,6 +54,8 @@ setuptools.setup(
         "test": [
             "pytest>=8.3,<10",
             "hypothesis>=6.100,<7",
+            "kubernetes-validate>=1.30,<2",
+            "check-jsonschema>=0.30,<1",
             "ruff>=0.17,<0.18",
         ],
     },
