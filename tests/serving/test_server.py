@@ -234,6 +234,12 @@ MALFORMED = {
         400,
         "profile_beds",
     ),
+    "no text": (
+        lambda raw: changed(raw, "scenario", [{"x": 1}] * ROWS),
+        400,
+        "scenario",
+    ),
+    "truth": (lambda raw: changed(raw, "cutoff", [True] * ROWS), 400, "cutoff"),
     "bad base64": (lambda raw: {"instances": [{"b64": "?"}]}, 400, "examples"),
     "no example": (lambda raw: {"instances": [{"b64": "AAAA"}]}, 400, "xample"),
     "unknown signature": (
