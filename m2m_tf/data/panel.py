@@ -9,7 +9,7 @@ import dataclasses
 import datetime
 import math
 import pathlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 
 import numpy as np
 import polars as pl
@@ -201,6 +201,7 @@ def iter_records(
     spec: DatasetSpec,
     every_scenario: bool = False,
     chunk_rows: int = _CHUNK_ROWS,
+    chunks: Sequence[int] | None = None,
 ) -> Iterator[dict]:
     """Yields one record per entity (`schema.record_tensors`), NumPy values.
 
@@ -211,15 +212,13 @@ def iter_records(
             where the panel has no row (scoring); otherwise only the pairs
             that the panel holds (training).
         chunk_rows: Panel rows held at a time, about.
+        chunks: Which of the `count_chunks` chunks of entities; None: all.
     """
-    panel = read_panel(spec).filter(
-        pl.col(spec.date).is_between(spec.start, spec.end)
-    )
+    panel = _rows_of_days(spec)
     scenarios = _scenario_table(spec)
     profile = read_profile(spec)
-    num_rows = panel.select(pl.len()).collect().item()
-    num_chunks = max(1, math.ceil(num_rows / chunk_rows))
-    for chunk in range(num_chunks):
+    num_chunks = count_chunks(spec, chunk_rows)
+    for chunk in range(num_chunks) if chunks is None else chunks:
         in_chunk = pl.col(spec.entity).hash(seed=0) % num_chunks == chunk
         rows = panel.filter(in_chunk).collect()
         rows = rows.with_columns(
@@ -229,6 +228,29 @@ def iter_records(
         yield from _chunk_records(
             spec, rows, attributes, scenarios, every_scenario
         )
+
+
+def count_chunks(spec: DatasetSpec, chunk_rows: int = _CHUNK_ROWS) -> int:
+    """Number of chunks of entities of about `chunk_rows` panel rows each."""
+    num_rows = _rows_of_days(spec).select(pl.len()).collect().item()
+    return max(1, math.ceil(num_rows / chunk_rows))
+
+
+def count_pairs(spec: DatasetSpec) -> int:
+    """Number of (entity, scenario) that `every_scenario` records hold."""
+    entities = pl.concat(
+        [
+            _rows_of_days(spec).select(spec.entity),
+            read_profile(spec).lazy().select(spec.entity),
+        ]
+    )
+    count = entities.unique().select(pl.len()).collect().item()
+    return count * len(_scenario_table(spec))
+
+
+def _rows_of_days(spec):
+    days = pl.col(spec.date).is_between(spec.start, spec.end)
+    return read_panel(spec).filter(days)
 
 
 def _chunk_records(spec, rows, profile, scenarios, every_scenario):

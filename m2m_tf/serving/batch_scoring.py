@@ -8,6 +8,7 @@ import datetime
 import json
 import os
 import pathlib
+import shutil
 
 import numpy as np
 import polars as pl
@@ -15,14 +16,14 @@ import tensorflow as tf
 from tqdm import tqdm
 
 from m2m_tf import files
-from m2m_tf.config import DatasetSpec
+from m2m_tf.config import DatasetSpec, fingerprint
 from m2m_tf.data import input_pipeline, panel, schema
 from m2m_tf.export import CONTRACT_FILE, make_contract
 from m2m_tf.signatures import PREDICT, output_name
 
 _BATCH = 1024
-# Forecast rows held before they are written.
-_PART_ROWS = 500_000
+_PARTS = "part-*.parquet"
+_STATE_FILE = "scoring.json"
 
 
 class ContractError(ValueError):
@@ -90,16 +91,19 @@ def score_tables(
         model: Folder of a SavedModel or of its versions.
         spec: Spec of the tables. They may have grown past its `end`.
         cutoff: Last day seen; any day that the tables cover.
-        output: Parquet file to write: entity, scenario, cutoff and, for each
-            task, the mean forecast of the next days; median and bounds of
-            the 80 % interval too, if the model gives them.
+        output: Parquet file to write (`.parquet`), or a folder of parts:
+            entity, scenario, cutoff and, for each task, the mean forecast of
+            the next days; median and bounds of the 80 % interval too, if
+            the model gives them. An interrupted scoring into a folder is
+            gone on with by the same call.
         chunk_rows: Panel rows held at a time, about.
 
     Returns:
         What was written, and what in it the model has never seen.
 
     Raises:
-        ContractError: If the spec's columns are not the model's.
+        ContractError: If the spec's columns are not the model's, or the
+            folder holds something else.
         DataValidationError: If the tables break the data contract.
         FileNotFoundError: If there is no SavedModel.
     """
@@ -124,59 +128,143 @@ def score_tables(
                 f"{cutoff}. Add the days in between, or forecast from "
                 f"{covered}."
             )
-    predict = tf.saved_model.load(str(version)).signatures[PREDICT]
-    batches = input_pipeline.raw_batches(
-        _record_dataset(spec, chunk_rows),
-        spec,
-        [spec.num_days - 1],
-        _BATCH,
-        keep_all=True,
-    )
+    scoring = _Scoring(version, spec, cutoff, vocabularies, chunk_rows)
+    output = pathlib.Path(output)
+    if output.suffix != ".parquet":
+        return scoring.write_parts(output)
     with files.replacing(output) as temporary:
         parts = temporary.with_name(temporary.name + ".parts")
         try:
-            return _write(
-                spec, cutoff, predict, batches, vocabularies, parts, temporary
-            )
+            summary = scoring.write_parts(parts)
+            pl.scan_parquet(parts / _PARTS).sink_parquet(temporary)
         finally:
-            for path in parts.glob("*.parquet"):
-                path.unlink()
             if parts.exists():
-                parts.rmdir()
+                shutil.rmtree(parts)
+    return summary
 
 
-def _write(spec, cutoff, predict, batches, vocabularies, parts, target):
-    parts.mkdir()
-    unknown = dict.fromkeys(vocabularies, 0)
-    names = list(schema.raw_features(spec))
-    outputs = _in_task_order(predict.structured_outputs, spec.task_names)
-    held, num_rows, num_parts = [], 0, 0
-    for rows in tqdm(batches, desc="scoring", unit=" batches", mininterval=2):
-        forecasts = predict(**{name: rows[name] for name in names})
-        held.append(
-            pl.DataFrame(
-                {
-                    spec.entity: _text(rows[schema.ENTITY]),
-                    spec.scenario: _text(rows[schema.SCENARIO]),
-                    "cutoff": pl.Series([cutoff]).new_from_index(
-                        0, len(rows[schema.ENTITY])
-                    ),
-                    **{name: forecasts[name].numpy()[:, 0] for name in outputs},
+class _Scoring:
+    """Forecasts of one cutoff, written a chunk of entities at a time."""
+
+    def __init__(self, version, spec, cutoff, vocabularies, chunk_rows):
+        self._version = version
+        self._spec = spec
+        self._cutoff = cutoff
+        self._vocabularies = vocabularies
+        self._chunk_rows = chunk_rows
+        # It lives as long as its signature is used.
+        self._model = tf.saved_model.load(str(version))
+        self._predict = self._model.signatures[PREDICT]
+
+    def write_parts(self, folder):
+        """Writes what the folder lacks; returns the summary of all of it."""
+        state = self._state_of(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        with tqdm(
+            total=panel.count_pairs(self._spec),
+            initial=sum(x["forecasts"] for x in state["parts"].values()),
+            desc="scoring",
+            unit=" forecasts",
+            mininterval=2,
+        ) as bar:
+            for chunk in range(state["chunks"]):
+                # JSON has no whole numbers as keys.
+                if str(chunk) in state["parts"]:
+                    continue
+                table, unknown = self._score(chunk, bar)
+                path = folder / f"part-{chunk:06d}.parquet"
+                with files.replacing(path) as temporary:
+                    table.write_parquet(temporary)
+                state["parts"][str(chunk)] = {
+                    "forecasts": len(table),
+                    "unknown": unknown,
                 }
-            )
+                files.write_json(folder / _STATE_FILE, state)
+        parts = state["parts"].values()
+        totals = {
+            name: sum(part["unknown"][name] for part in parts)
+            for name in self._vocabularies
+        }
+        return ScoringSummary(
+            sum(part["forecasts"] for part in parts),
+            {name: count for name, count in totals.items() if count},
         )
-        for name, known in vocabularies.items():
-            unknown[name] += int(
-                np.isin(_text(rows[name]), known, invert=True).sum()
+
+    def _state_of(self, folder):
+        """What a folder holds of these very forecasts, or a blank state."""
+        chunks = panel.count_chunks(self._spec, self._chunk_rows)
+        blank = {"key": self._key(chunks), "chunks": chunks, "parts": {}}
+        path = folder / _STATE_FILE
+        if path.exists():
+            state = files.read_json(path)
+            if state["key"] == blank["key"]:
+                return state
+        elif not folder.exists() or not any(folder.iterdir()):
+            return blank
+        raise ContractError(
+            f"{folder}: holds something else than forecasts of this model, "
+            "cutoff and these tables. Give another folder, or remove it."
+        )
+
+    def _key(self, chunks):
+        """Of everything that the parts depend on."""
+        spec = self._spec
+        tables = [spec.panel, spec.profile, spec.scenarios]
+        model = [path for path in self._version.rglob("*") if path.is_file()]
+        return fingerprint(
+            spec,
+            self._cutoff.isoformat(),
+            chunks,
+            # The hash that entities are dealt by may differ in another one.
+            pl.__version__,
+            [
+                (str(path), path.stat().st_size, path.stat().st_mtime_ns)
+                for path in (*tables, *sorted(model))
+            ],
+        )
+
+    def _score(self, chunk, bar):
+        """Forecasts of a chunk, and how often each input was unknown."""
+        spec = self._spec
+        names = list(schema.raw_features(spec))
+        outputs = _in_task_order(
+            self._predict.structured_outputs, spec.task_names
+        )
+        unknown = dict.fromkeys(self._vocabularies, 0)
+        tables = []
+        batches = input_pipeline.raw_batches(
+            _record_dataset(spec, self._chunk_rows, chunk),
+            spec,
+            [spec.num_days - 1],
+            _BATCH,
+            keep_all=True,
+        )
+        for rows in batches:
+            told = self._predict(**{name: rows[name] for name in names})
+            count = len(rows[schema.ENTITY])
+            tables.append(
+                pl.DataFrame(
+                    {
+                        spec.entity: _text(rows[schema.ENTITY]),
+                        spec.scenario: _text(rows[schema.SCENARIO]),
+                        "cutoff": pl.Series([self._cutoff]).new_from_index(
+                            0, count
+                        ),
+                        **{name: told[name].numpy()[:, 0] for name in outputs},
+                    }
+                )
             )
-        num_rows += len(held[-1])
-        if sum(map(len, held)) >= _PART_ROWS:
-            pl.concat(held).write_parquet(parts / f"{num_parts:06d}.parquet")
-            held, num_parts = [], num_parts + 1
-    if held:
-        pl.concat(held).write_parquet(parts / f"{num_parts:06d}.parquet")
-    pl.scan_parquet(parts / "*.parquet").sink_parquet(target)
-    return ScoringSummary(num_rows, {k: n for k, n in unknown.items() if n})
+            for name, known in self._vocabularies.items():
+                unknown[name] += int(
+                    np.isin(_text(rows[name]), known, invert=True).sum()
+                )
+            bar.update(count)
+        if tables:
+            return pl.concat(tables), unknown
+        # A chunk that no entity's hash fell into.
+        blank = {spec.entity: pl.String, spec.scenario: pl.String}
+        blank |= {"cutoff": pl.Date} | dict.fromkeys(outputs, pl.Float32)
+        return pl.DataFrame(schema=blank), unknown
 
 
 def _in_task_order(outputs, task_names):
@@ -193,14 +281,17 @@ def _text(tensor):
     return [value.decode() for value in np.asarray(tensor)]
 
 
-def _record_dataset(spec, chunk_rows):
+def _record_dataset(spec, chunk_rows, chunk):
     signature = {
         name: tf.TensorSpec(tensor.shape, tensor.dtype)
         for name, tensor in schema.record_tensors(spec).items()
     }
     return tf.data.Dataset.from_generator(
         lambda: panel.iter_records(
-            spec, every_scenario=True, chunk_rows=chunk_rows
+            spec,
+            every_scenario=True,
+            chunk_rows=chunk_rows,
+            chunks=[chunk],
         ),
         output_signature=signature,
     )

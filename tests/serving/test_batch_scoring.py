@@ -110,6 +110,46 @@ def test_chunks_give_the_same_scores(exported, clinic_spec, tmp_path):
     np.testing.assert_allclose(whole["fees"], parts["fees"], rtol=1e-5)
 
 
+def test_a_folder_of_parts_goes_on_where_it_was_stopped(
+    exported, clinic_spec, tmp_path, monkeypatch
+):
+    folder = tmp_path / "forecasts"
+
+    def into_folder(cutoff=clinic_spec.end):
+        return batch_scoring.score_tables(
+            exported, clinic_spec, cutoff, folder, chunk_rows=100
+        )
+
+    scored = []
+    score_chunk = batch_scoring._Scoring._score
+
+    def stops_at_the_third(self, chunk, bar):
+        if len(scored) == 2:
+            raise KeyboardInterrupt
+        scored.append(chunk)
+        return score_chunk(self, chunk, bar)
+
+    monkeypatch.setattr(batch_scoring._Scoring, "_score", stops_at_the_third)
+    with pytest.raises(KeyboardInterrupt):
+        into_folder()
+    monkeypatch.setattr(batch_scoring._Scoring, "_score", score_chunk)
+    kept = {x: x.stat().st_mtime_ns for x in folder.glob("part-*.parquet")}
+    assert len(kept) == 2
+    summary = into_folder()
+    assert summary.forecasts == 36
+    for path, written in kept.items():
+        assert path.stat().st_mtime_ns == written
+    keys = ["clinic", "visit_kind"]
+    whole = score(exported, clinic_spec, tmp_path).sort(keys)
+    parts = pl.read_parquet(folder / "part-*.parquet").sort(keys)
+    assert whole.select(keys).equals(parts.select(keys))
+    np.testing.assert_allclose(whole["fees"], parts["fees"], rtol=1e-5)
+    # Forecasts of another day never mix with these.
+    with pytest.raises(batch_scoring.ContractError, match="something else"):
+        into_folder(clinic_spec.end - datetime.timedelta(days=1))
+    assert into_folder().forecasts == 36
+
+
 def test_short_history_is_scored(exported, clinic_spec, tmp_path):
     cutoff = clinic_spec.start + datetime.timedelta(days=9)
     table = score(exported, clinic_spec, tmp_path, cutoff)
