@@ -110,8 +110,9 @@ def main(folder: str) -> None:
         "name": "clinics",
         "data": "spec.yaml",
         "model": {"preset": "small"},
-        "training": {"preset": "small"},
+        "training": {"preset": "small", "epochs": 20},
         "evaluation": {"lightgbm": True},
+        "push": {"tolerance": 0.5},
     }
     path = folder / "clinics.yaml"
     path.write_text(yaml.safe_dump(config, sort_keys=False))
