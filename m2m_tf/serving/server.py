@@ -122,10 +122,19 @@ class _Server(uvicorn.Server):
 
 
 def _listen(settings):
-    # uvicorn would end the process if the port were taken.
+    # uvicorn would end the process if the port were taken. The protocol is
+    # named because asyncio sends at once (TCP_NODELAY) only where it is: an
+    # answer would else wait 40 ms for the caller's acknowledgement.
+    listener = socket.socket(
+        socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP
+    )
+    listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
-        return socket.create_server((settings.host, settings.rest_port))
+        listener.bind((settings.host, settings.rest_port))
+        listener.listen()
+        return listener
     except OSError as error:
+        listener.close()
         raise OSError(
             f"{settings.host}:{settings.rest_port}: cannot be listened on: "
             f"{error.strerror}."
