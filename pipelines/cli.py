@@ -279,7 +279,12 @@ def _rollback(options):
 
 
 def _serve(options):
-    from m2m_tf.serving.server import ServerSettings, serve
+    try:
+        from m2m_tf.serving.server import ServerSettings, serve
+    except ModuleNotFoundError as error:
+        raise ImportError(
+            f"Serving needs {error.name}: pip install 'm2m_tf[serve]'"
+        ) from error
 
     serve(
         options.folder,

@@ -25,6 +25,7 @@ from tensorflow_serving.apis import (
 from m2m_tf.export import export_model
 from m2m_tf.models import build_model
 from m2m_tf.serving.model_store import LoadedModel
+from pipelines import cli
 
 
 def plain(raw):
@@ -413,6 +414,13 @@ def test_a_port_that_is_taken_is_said(exported):
             assert result.returncode == 2, result.stderr
             assert str(port) in result.stderr
             assert "Traceback" not in result.stderr
+
+
+def test_a_missing_extra_is_said(exported, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "uvicorn", None)
+    monkeypatch.delitem(sys.modules, "m2m_tf.serving.server", raising=False)
+    assert cli.main(["serve", str(exported)]) == 2
+    assert "pip install 'm2m_tf[serve]'" in capsys.readouterr().err
 
 
 @pytest.mark.slow
