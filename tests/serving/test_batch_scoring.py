@@ -62,7 +62,7 @@ def test_scores_agree_with_the_trained_model(
                 )
             ).iter_rows(named=True)
             assert got["fees"] == pytest.approx(
-                float(np.exp(log_rates["fees"][row, 0])), rel=1e-4
+                float(np.exp(log_rates["fees"][row, 0])), rel=1e-5
             )
             checked += 1
     assert checked == data.num_samples("test")
