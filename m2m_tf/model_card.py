@@ -4,11 +4,16 @@ import importlib.metadata
 import json
 from collections.abc import Mapping
 
+from m2m_tf.evaluation import MEDIAN_SUFFIX, METRIC_NAMES
 from m2m_tf.features import Preprocessor
 from m2m_tf.models import ForecastModel
 
 _PACKAGES = ("tensorflow", "keras", "numpy")
-_SCORES = ("nmae", "smape", "poisson_deviance")
+_TITLES = {
+    "nmae": "NMAE",
+    "smape": "SMAPE",
+    "poisson_deviance": "Poisson deviance",
+}
 
 
 def format_card(
@@ -61,23 +66,37 @@ def format_card(
 
 def _fingerprint(metrics):
     hashes = metrics["data_fingerprint"].items()
-    yield "SHA-256 of the tables, first 16 digits: " + ", ".join(
-        f"{name} `{value}`" for name, value in hashes
+    yield (
+        "SHA-256 of the tables, first 16 digits: "
+        + ", ".join(f"{name} `{value}`" for name, value in hashes)
+        + "."
     )
 
 
 def _scores(metrics, model_name):
-    """Overall scores, and each slice beside the best naive forecast."""
+    """Overall scores, and those of each slice."""
+    forecasts = metrics["forecasts"]
+    kinds = {"mean": forecasts[model_name]}
+    if model_name + MEDIAN_SUFFIX in forecasts:
+        kinds["median"] = forecasts[model_name + MEDIAN_SUFFIX]
+    columns = [
+        (f"{_TITLES[metric]} of the {kind}", kind, metric)
+        for metric in METRIC_NAMES
+        for kind in kinds
+        if kinds[kind]["overall"][metric] is not None
+    ]
     yield "Of the test split, scored once. Lower is better."
     yield ""
-    yield "| task | scenario | samples | zeros | " + " | ".join(_SCORES) + " |"
-    yield "|---|---|" + "---:|" * (2 + len(_SCORES))
-    overall = metrics["forecasts"][model_name]["overall"]
-    yield f"| **all** | **mean of the slices** | | | {_numbers(overall)} |"
-    for cell in metrics["cells"]:
+    titles = [title for title, _, _ in columns]
+    yield "| task | scenario | samples | zeros | " + " | ".join(titles) + " |"
+    yield "|---|---|" + "---:|" * (2 + len(titles))
+    overall = [_number(kinds[k]["overall"][m]) for _, k, m in columns]
+    yield f"| **all** | **mean of the slices** | | | {' | '.join(overall)} |"
+    for index, cell in enumerate(metrics["cells"]):
+        values = [_number(kinds[k]["cells"][index][m]) for _, k, m in columns]
         yield (
             f"| {cell['task']} | {cell['scenario']} | {cell['n']:,} | "
-            f"{cell['zero_share']:.0%} | {_numbers(cell)} |"
+            f"{cell['zero_share']:.0%} | {' | '.join(values)} |"
         )
     if "interval" in metrics:
         yield ""
@@ -87,11 +106,8 @@ def _scores(metrics, model_name):
         )
 
 
-def _numbers(scores):
-    return " | ".join(
-        "-" if scores[name] is None else f"{scores[name]:.3f}"
-        for name in _SCORES
-    )
+def _number(value):
+    return "-" if value is None else f"{value:.3f}"
 
 
 def _limits(metrics):

@@ -170,7 +170,11 @@ def test_card_tells_of_data_scores_and_settings(
     assert "panel `0123`" in text and '"epochs": 2' in text
     cell = metrics["cells"][0]
     row = f"| {cell['task']} | {cell['scenario']} | {cell['n']} |"
-    assert row in text and f"| {cell['nmae']:.3f} |" in text
+    median = metrics["forecasts"]["m2m_median"]["cells"][0]
+    assert row in text
+    assert f"| {cell['nmae']:.3f} | {median['nmae']:.3f} |" in text
+    assert "SMAPE of the median" in text
+    assert "Poisson deviance of the median" not in text
 
 
 def test_versions_count_up_and_a_failure_leaves_none(
