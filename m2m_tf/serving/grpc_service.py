@@ -6,7 +6,7 @@ import logging
 import grpc
 import numpy as np
 import tensorflow as tf
-from google.protobuf.message import Message
+from google.protobuf.message import DecodeError, Message
 from tensorflow.core.protobuf import meta_graph_pb2
 from tensorflow_serving.apis import (
     get_model_metadata_pb2,
@@ -42,6 +42,35 @@ def add_services(server: grpc.Server, store: ModelStore) -> None:
     model_service_pb2_grpc.add_ModelServiceServicer_to_server(
         _ModelService(store), server
     )
+
+
+class BadBytes(grpc.ServerInterceptor):
+    """Bytes that are no message of the method are the caller's fault.
+
+    gRPC itself would call them an internal error.
+    """
+
+    def intercept_service(self, continuation, details):
+        handler = continuation(details)
+        if handler is None or handler.unary_unary is None:
+            return handler
+
+        def answer(data, context):
+            try:
+                request = handler.request_deserializer(data)
+            except DecodeError as error:
+                method = details.method.rpartition("/")[2]
+                with observed("grpc", method) as seen:
+                    seen.status = grpc.StatusCode.INVALID_ARGUMENT.name
+                context.abort(
+                    grpc.StatusCode.INVALID_ARGUMENT,
+                    f"The request is no valid message of {method}: {error}",
+                )
+            return handler.unary_unary(request, context)
+
+        return grpc.unary_unary_rpc_method_handler(
+            answer, response_serializer=handler.response_serializer
+        )
 
 
 def _method(function):

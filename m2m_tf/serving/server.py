@@ -15,7 +15,7 @@ import socket
 import grpc
 import uvicorn
 
-from m2m_tf.serving.grpc_service import add_services
+from m2m_tf.serving.grpc_service import BadBytes, add_services
 from m2m_tf.serving.model_store import MAX_ROWS, ModelStore
 from m2m_tf.serving.rest_service import make_app
 
@@ -148,6 +148,7 @@ def _start_grpc(store, settings):
             ("grpc.max_receive_message_length", settings.max_bytes),
             ("grpc.so_reuseport", 0),
         ],
+        interceptors=[BadBytes()],
     )
     add_services(server, store)
     address = f"{settings.host}:{settings.grpc_port}"

@@ -12,7 +12,7 @@ import grpc
 import numpy as np
 import pytest
 import tensorflow as tf
-from hypothesis import HealthCheck, given, settings, strategies as st
+from hypothesis import HealthCheck, example, given, settings, strategies as st
 from local_server import NAME, ROWS, running, wait_for
 from tables import SMALL_MODEL, example_of
 from tensorflow_serving.apis import (
@@ -342,6 +342,23 @@ def test_malformed_grpc_requests(server, raw, change, code, field):
         server.predictions.Predict(request, timeout=60)
     assert error.value.code().name == code
     assert field in error.value.details()
+
+
+@given(data=st.binary(max_size=200))
+@settings(max_examples=300, deadline=None)
+@example(data=b"\xff\xff\xff")
+def test_fuzzed_messages_are_the_caller_s_fault(server, data):
+    for method in ("Predict", "Regress", "GetModelMetadata"):
+        call = server.channel.unary_unary(
+            f"/tensorflow.serving.PredictionService/{method}"
+        )
+        with pytest.raises(grpc.RpcError) as error:
+            call(data, timeout=60)
+        # Not found: bytes that happen to be a message ask for no model.
+        assert error.value.code() in (
+            grpc.StatusCode.INVALID_ARGUMENT,
+            grpc.StatusCode.NOT_FOUND,
+        )
 
 
 VALUES = st.recursive(
