@@ -50,6 +50,7 @@ setuptools.setup(
             "uvicorn>=0.50,<1",
             "prometheus-client>=0.22,<1",
             "httpx>=0.28,<1",
+            "orjson>=3.10,<4",
         ],
         "test": [
             "pytest>=8.3,<10",

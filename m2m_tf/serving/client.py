@@ -9,6 +9,7 @@ from collections.abc import Mapping, Sequence
 import grpc
 import httpx
 import numpy as np
+import orjson
 import polars as pl
 import tensorflow as tf
 from tensorflow_serving.apis import (
@@ -206,7 +207,9 @@ class _Rest:
         return {name: np.array(values) for name, values in outputs.items()}
 
     def _ask(self, method, path, body, seconds):
-        content = None if body is None else json.dumps(body)
+        content = None
+        if body is not None:
+            content = orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
         try:
             answer = self._client.request(
                 method, path, content=content, timeout=seconds
@@ -221,7 +224,7 @@ class _Rest:
             except (ValueError, KeyError, TypeError):
                 text = answer.text[:500]
             raise RequestError(f"status {answer.status_code}: {text}")
-        return answer.json()
+        return orjson.loads(answer.content)
 
 
 class _Grpc:
@@ -341,8 +344,10 @@ def _json(values):
     if values.dtype.kind in "SOU":
         flat = [_json_text(value) for value in values.ravel().tolist()]
         return _nested(flat, values.shape)
-    # NaN is no JSON to everybody, though TF Serving reads it.
-    return values.tolist()
+    if values.dtype.kind == "f" and not np.isfinite(values).all():
+        # TF Serving reads the word NaN, which orjson does not write.
+        return orjson.Fragment(json.dumps(values.tolist()))
+    return np.ascontiguousarray(values)
 
 
 def _json_text(value):

@@ -10,6 +10,7 @@ import json
 import logging
 
 import numpy as np
+import orjson
 import prometheus_client
 from google.protobuf import json_format
 from starlette.applications import Starlette
@@ -142,10 +143,7 @@ async def _body(request, max_bytes, seconds):
 
 
 def _answer(store, version, verb, body):
-    try:
-        asked = json.loads(body)
-    except (ValueError, RecursionError) as error:
-        raise InvalidRequest(f"The body is no JSON: {error}") from error
+    asked = _parsed(body)
     if not isinstance(asked, dict):
         raise InvalidRequest("The body must be a JSON object.")
     model = store.get(version)
@@ -178,6 +176,17 @@ def _answer(store, version, verb, body):
         for row in zip(*outputs.values(), strict=True)
     ]
     return {"predictions": rows}
+
+
+def _parsed(body):
+    try:
+        return orjson.loads(body)
+    except orjson.JSONDecodeError:
+        # It is strict, where NaN and infinity pass, as with TF Serving.
+        try:
+            return json.loads(body)
+        except (ValueError, RecursionError) as error:
+            raise InvalidRequest(f"The body is no JSON: {error}") from error
 
 
 def _columns(rows, specs):
