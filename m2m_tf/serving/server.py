@@ -74,12 +74,14 @@ def serve(
             "`m2m-tf push` has written."
         )
     store = ModelStore(name or folder.name, folder, settings.max_rows)
-    grpc_server, grpc_port = _start_grpc(store, settings)
+    grpc_server, grpc_port = _make_grpc(store, settings)
     # uvicorn ends gracefully at a signal and then raises it again.
     before = signal.signal(signal.SIGTERM, _stop)
     try:
         listener = _listen(settings)
+        # Nobody is answered, on either port, before there is what to answer.
         store.start()
+        grpc_server.start()
         config = uvicorn.Config(
             make_app(store, settings.max_bytes, settings.body_seconds),
             log_level="warning",
@@ -141,7 +143,7 @@ def _listen(settings):
         ) from error
 
 
-def _start_grpc(store, settings):
+def _make_grpc(store, settings):
     server = grpc.server(
         concurrent.futures.ThreadPoolExecutor(2 * (os.cpu_count() or 1)),
         options=[
@@ -156,5 +158,4 @@ def _start_grpc(store, settings):
         port = server.add_insecure_port(address)
     except RuntimeError as error:
         raise OSError(f"{address}: cannot be listened on.") from error
-    server.start()
     return server, port
