@@ -21,9 +21,9 @@ import numpy as np
 
 from m2m_tf import __version__, files
 from m2m_tf.export import CONTRACT_FILE
-from m2m_tf.serving.batch_scoring import latest_version
 from m2m_tf.serving.client import Client
 from m2m_tf.serving.model_store import LoadedModel
+from m2m_tf.versions import latest_version
 
 BATCHES = (1, 16, 256)
 SIGNATURE = "predict"

@@ -22,6 +22,7 @@ from m2m_tf.features import Preprocessor
 from m2m_tf.forecast import LOWER, MEDIAN, UPPER, has_shape
 from m2m_tf.models import ForecastModel
 from m2m_tf.signatures import output_name
+from m2m_tf.versions import next_version
 
 EXTRA_FOLDER = "assets.extra"
 CONTRACT_FILE = f"{EXTRA_FOLDER}/m2m_contract.json"
@@ -55,7 +56,6 @@ def export_model(
     Returns:
         Folder of the new version, `<folder>/<version>`.
     """
-    folder = pathlib.Path(folder)
     archive = keras.export.ExportArchive()
     archive.track(preprocessor)
     archive.track(model)
@@ -64,14 +64,14 @@ def export_model(
         archive.add_endpoint(
             name, signature.function, input_signature=[signature.inputs]
         )
-    version = folder / str(_next_version(folder))
+    version = next_version(folder)
     with files.replacing(version) as temporary:
         archive.write_out(str(temporary), verbose=False)
         _name_regress_methods(temporary, made)
         (temporary / EXTRA_FOLDER).mkdir(exist_ok=True)
         contract = make_contract(preprocessor.spec) | {
             "vocabularies": preprocessor.statistics.vocabularies,
-            "scenarios": list(preprocessor.scenario_names[1:]),
+            "scenarios": list(preprocessor.known_scenarios),
             "outputs": _describe_outputs(model, preprocessor.spec),
             "signatures": _describe_signatures(temporary),
         }
@@ -232,10 +232,6 @@ def _blank_row(tensors, spec, preprocessor):
         if name in defaults and defaults[name].shape == tensor.shape:
             row[name] = defaults[name]
     if schema.SCENARIO in row:
-        row[schema.SCENARIO] = np.array(preprocessor.scenario_names[1].encode())
+        first = preprocessor.known_scenarios[0]
+        row[schema.SCENARIO] = np.array(first.encode())
     return row
-
-
-def _next_version(folder):
-    versions = [int(p.name) for p in folder.glob("*") if p.name.isdigit()]
-    return max(versions, default=0) + 1

@@ -51,7 +51,7 @@ def format_card(
             for split, count in preprocessor.statistics.num_samples.items()
         )
         + ". Scenarios: "
-        + ", ".join(preprocessor.scenario_names[1:])
+        + ", ".join(preprocessor.known_scenarios)
         + ".",
     ]
     if metrics is not None:

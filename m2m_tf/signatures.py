@@ -75,7 +75,7 @@ def make_signatures(
 
     def forecast_all_scenarios(features):
         raw = _every_scenario(preprocessor, features)
-        shape = [-1, len(preprocessor.scenario_names) - 1]
+        shape = [-1, len(preprocessor.known_scenarios)]
         forecasts = {
             name: tf.reshape(values, shape)
             for name, values in forecast(raw).items()
@@ -116,19 +116,23 @@ def default_values(spec: DatasetSpec) -> dict[str, np.ndarray]:
     and attributes are unknown: `""` and NaN, both of which the model takes
     for a value that it has not seen in training.
     """
-    tensors = schema.raw_features(spec)
-    defaults = {schema.DAYS_OBSERVED: np.array(spec.lookback, "int64")}
-    if spec.known_future:
-        shape = tensors[schema.KNOWN_FUTURE].shape
-        defaults[schema.KNOWN_FUTURE] = np.zeros(shape, "float32")
-    for columns, prefix in (
-        (spec.scenario_columns, schema.SCENARIO_PREFIX),
-        (spec.profile_columns, schema.PROFILE_PREFIX),
-    ):
-        for name, tensor in schema.attribute_tensors(columns, prefix).items():
-            unknown = b"" if tensor.dtype == "string" else np.float32("nan")
-            defaults[name] = np.array(unknown)
+    defaults = {}
+    for name, tensor in schema.raw_features(spec).items():
+        value = default_value(name, tensor.shape, tensor.dtype, spec.lookback)
+        if value is not None:
+            defaults[name] = value
     return defaults
+
+
+def default_value(name: str, shape, dtype: str, lookback: int):
+    """What stands for one raw feature, see `default_values`; None: nothing."""
+    if name == schema.DAYS_OBSERVED:
+        return np.array(lookback, "int64")
+    if name == schema.KNOWN_FUTURE:
+        return np.zeros(shape, "float32")
+    if name.startswith((schema.SCENARIO_PREFIX, schema.PROFILE_PREFIX)):
+        return np.array(b"" if dtype == "string" else np.float32("nan"))
+    return None
 
 
 def serialize_example(row: dict[str, np.ndarray]) -> bytes:
@@ -145,13 +149,13 @@ def all_scenarios_features(
     """Name → shape and dtype of the inputs of `predict_all_scenarios`.
 
     Those of an entity in one scenario, where a sequence has an axis of
-    scenarios in front, in the order of `Preprocessor.scenario_names` without
-    the unknown one. A scenario in which the entity was not active has zeros.
+    scenarios in front, in the order of `Preprocessor.known_scenarios`. A
+    scenario in which the entity was not active has zeros.
     Totals over scenarios and the scenarios' attributes are the model's own
     affair.
     """
     spec = preprocessor.spec
-    num_scenarios = len(preprocessor.scenario_names) - 1
+    num_scenarios = len(preprocessor.known_scenarios)
     own = schema.own_columns(spec)
     tensors = schema.raw_features(spec)
     features = {}
@@ -170,7 +174,7 @@ def all_scenarios_features(
 def _every_scenario(preprocessor, features):
     """Rows of `predict_all_scenarios` → raw features, scenarios innermost."""
     spec = preprocessor.spec
-    names = preprocessor.scenario_names[1:]
+    names = preprocessor.known_scenarios
     own = schema.own_columns(spec)
     num_rows = tf.shape(features[schema.CUTOFF])[0]
     raw = {}

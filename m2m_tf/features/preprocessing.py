@@ -169,8 +169,12 @@ class Preprocessor(keras.layers.Layer):
     @property
     def scenario_names(self) -> tuple[str, ...]:
         """Scenarios by id; the first stands for all unknown ones."""
-        known = self.statistics.vocabularies[schema.SCENARIO]
-        return ("(unknown)", *known)
+        return ("(unknown)", *self.known_scenarios)
+
+    @property
+    def known_scenarios(self) -> tuple[str, ...]:
+        """Scenarios that training has seen, in the order of their ids."""
+        return tuple(self.statistics.vocabularies[schema.SCENARIO])
 
     def task_weights(self) -> dict[str, float]:
         """λ_t of each task (eq. 19), with `inverse_mean` resolved."""

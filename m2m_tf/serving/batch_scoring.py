@@ -20,6 +20,7 @@ from m2m_tf.config import DatasetSpec, fingerprint
 from m2m_tf.data import input_pipeline, panel, schema
 from m2m_tf.export import CONTRACT_FILE, make_contract
 from m2m_tf.signatures import PREDICT, output_name
+from m2m_tf.versions import latest_version
 
 _BATCH = 1024
 _PARTS = "part-*.parquet"
@@ -49,30 +50,6 @@ class ScoringSummary:
             parts = [f"{name} in {n:,}" for name, n in self.unknown.items()]
             text += f" (value not seen in training: {', '.join(parts)})"
         return text
-
-
-def versions_of(folder: str | os.PathLike) -> list[pathlib.Path]:
-    """Folders of a model's versions, oldest first."""
-    versions = [p for p in pathlib.Path(folder).glob("*") if p.name.isdigit()]
-    return sorted(versions, key=lambda path: int(path.name))
-
-
-def latest_version(model: str | os.PathLike) -> pathlib.Path:
-    """`model` itself if it is a version, else its highest version.
-
-    Raises:
-        FileNotFoundError: If there is no SavedModel.
-    """
-    model = pathlib.Path(model)
-    if (model / "saved_model.pb").exists():
-        return model
-    versions = versions_of(model)
-    if not versions:
-        raise FileNotFoundError(
-            f"{model}: holds no SavedModel. Give the folder that "
-            "`m2m-tf export` has written."
-        )
-    return versions[-1]
 
 
 def score_tables(

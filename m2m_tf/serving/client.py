@@ -19,7 +19,7 @@ from tensorflow_serving.apis import (
 )
 
 from m2m_tf.data import schema
-from m2m_tf.signatures import PREDICT
+from m2m_tf.signatures import PREDICT, default_value
 
 _SIGNATURE_DEF = "signature_def"
 # Rows of one request.
@@ -328,16 +328,11 @@ def _array(name, columns, spec, count, specs):
 
 
 def _default(name, shape, spec, count, specs):
-    if name == schema.DAYS_OBSERVED:
-        days = specs[schema.BEHAVIOR_SEQUENCE].shape[-2]
-        return np.full(count, days, "int64")
-    if name == schema.KNOWN_FUTURE:
-        return np.zeros((count, *shape), "float32")
-    if name.startswith((schema.PROFILE_PREFIX, schema.SCENARIO_PREFIX)):
-        if spec.dtype == tf.string:
-            return np.full(count, b"", object)
-        return np.full(count, np.nan, "float32")
-    raise RequestError(f"Input {name!r} is missing in `rows`.")
+    days = specs[schema.BEHAVIOR_SEQUENCE].shape[-2]
+    value = default_value(name, shape, spec.dtype.name, days)
+    if value is None:
+        raise RequestError(f"Input {name!r} is missing in `rows`.")
+    return np.repeat(value[None], count, axis=0)
 
 
 def _json(values):

@@ -12,7 +12,7 @@ from tensorflow_serving.apis import get_model_status_pb2, prediction_log_pb2
 
 from m2m_tf import files
 from m2m_tf.export import CONTRACT_FILE, WARMUP_FILE
-from m2m_tf.serving.batch_scoring import versions_of
+from m2m_tf.versions import versions_of
 
 log = logging.getLogger(__name__)
 State = get_model_status_pb2.ModelVersionStatus.State
@@ -41,6 +41,11 @@ class LoadedModel:
         self._max_rows = max_rows
         self._model = tf.saved_model.load(str(folder))
         self._signatures = dict(self._model.signatures)
+        # Taken once: each look at them costs a request time.
+        self._inputs = {
+            name: dict(function.structured_input_signature[1])
+            for name, function in self._signatures.items()
+        }
         contract = folder / CONTRACT_FILE
         self.methods = {}
         # Inputs in which NaN stands for a value that is not known.
@@ -65,8 +70,8 @@ class LoadedModel:
 
     def inputs(self, signature: str) -> dict[str, tf.TensorSpec]:
         """Name → spec of each input of a signature."""
-        function = self._signature(signature)
-        return dict(function.structured_input_signature[1])
+        self._signature(signature)
+        return self._inputs[signature]
 
     def outputs(self, signature: str) -> dict[str, tf.TensorSpec]:
         """Name → spec of each output of a signature."""

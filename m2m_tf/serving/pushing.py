@@ -21,8 +21,8 @@ from m2m_tf.config import PushSettings
 from m2m_tf.data import schema, windows
 from m2m_tf.data.dataset import ForecastData
 from m2m_tf.export import CONTRACT_FILE, EXTRA_FOLDER
-from m2m_tf.serving.batch_scoring import latest_version, versions_of
 from m2m_tf.signatures import PREDICT, output_name, serialize_example
+from m2m_tf.versions import latest_version, next_version, versions_of
 
 RECEIPT_FILE = f"{EXTRA_FOLDER}/push.json"
 _LOCK_FILE = ".push.lock"
@@ -97,11 +97,11 @@ def push(
         rivals = {_CANDIDATE: candidate}
         if serving is not None:
             rivals[_SERVING] = serving
-        sample = _forecast_test_rows(rivals, data)
+        sample, first = _forecast_test_rows(rivals, data)
         slices, problems = _compare(data, sample, settings)
         if problems:
             raise PushRefused(_refusal(candidate, serving, problems))
-        _check_fresh_process(candidate, sample)
+        _check_fresh_process(candidate, *first)
         receipt = {
             "pushed": _now(),
             "from": str(candidate),
@@ -109,7 +109,7 @@ def push(
             "settings": dataclasses.asdict(settings),
             "slices": slices,
         }
-        version = _publish(candidate, folder, versions, receipt)
+        version = _publish(candidate, folder, receipt)
         _keep_last(folder, settings.keep)
     return version
 
@@ -146,7 +146,7 @@ def rollback(folder: str | os.PathLike) -> pathlib.Path:
             "pushed": _now(),
             "copy_of": int(earlier[-1].name),
         }
-        return _publish(earlier[-1], folder, versions, receipt)
+        return _publish(earlier[-1], folder, receipt)
 
 
 @contextlib.contextmanager
@@ -182,7 +182,11 @@ def _check_same_contract(candidate, serving):
 
 
 def _forecast_test_rows(versions, data):
-    """Labels, scenarios, and forecasts of all versions and naive ones."""
+    """Labels, scenarios, and forecasts of all versions and naive ones.
+
+    Beside them the first rows by themselves: what the candidate was given,
+    and what it said.
+    """
     spec = data.spec
     names = list(schema.raw_features(spec))
     # The models live as long as their signatures are used.
@@ -213,17 +217,14 @@ def _forecast_test_rows(versions, data):
                     told, spec, "median"
                 )
             if first is None and key == _CANDIDATE:
-                first = {
-                    "inputs": {k: x[:_SMOKE_ROWS] for k, x in inputs.items()},
-                    "forecasts": {
-                        k: x.numpy()[:_SMOKE_ROWS] for k, x in told.items()
-                    },
-                }
+                first = tuple(
+                    {k: np.asarray(x)[:_SMOKE_ROWS] for k, x in values.items()}
+                    for values in (inputs, told)
+                )
         row |= naive.naive_forecasts(spec, raw)
         for name, values in row.items():
             parts.setdefault(name, []).append(values)
-    sample = {name: np.concatenate(x) for name, x in parts.items()}
-    return sample | {"first": first}
+    return {name: np.concatenate(x) for name, x in parts.items()}, first
 
 
 def _columns(told, spec, part):
@@ -233,8 +234,7 @@ def _columns(told, spec, part):
     )
 
 
-def _check_fresh_process(candidate, sample):
-    inputs, expected = (sample["first"][k] for k in ("inputs", "forecasts"))
+def _check_fresh_process(candidate, inputs, expected):
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         with tf.io.TFRecordWriter(str(folder / "examples")) as writer:
@@ -335,9 +335,8 @@ def _refusal(candidate, serving, problems):
     return "\n".join(lines)
 
 
-def _publish(source, folder, versions, receipt):
-    number = max((int(path.name) for path in versions), default=0) + 1
-    version = folder / str(number)
+def _publish(source, folder, receipt):
+    version = next_version(folder)
     with files.replacing(version) as temporary:
         shutil.copytree(source, temporary)
         files.write_json(temporary / RECEIPT_FILE, receipt)

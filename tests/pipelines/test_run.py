@@ -12,7 +12,7 @@ from tables import write_clinic_tables
 
 from m2m_tf import files
 from m2m_tf.config import RunConfig, to_values
-from m2m_tf.serving.batch_scoring import versions_of
+from m2m_tf.versions import versions_of
 from pipelines import cli, local_runner, steps
 from pipelines.pipeline import make_steps
 

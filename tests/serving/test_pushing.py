@@ -16,8 +16,8 @@ from m2m_tf.config import PushSettings
 from m2m_tf.export import CONTRACT_FILE, export_model
 from m2m_tf.models import build_model
 from m2m_tf.serving import pushing
-from m2m_tf.serving.batch_scoring import versions_of
 from m2m_tf.serving.pushing import RECEIPT_FILE, PushRefused, push, rollback
+from m2m_tf.versions import versions_of
 
 # What two epochs on a dozen clinics give passes, what forecasts a hundred
 # times too much does not.
@@ -185,8 +185,7 @@ def test_kill_at_any_moment_leaves_whole_versions(copy, tmp_path):
             try:
                 while True:
                     with pushing._only_push(copy):
-                        versions = versions_of(copy)
-                        pushing._publish(source, copy, versions, receipt)
+                        pushing._publish(source, copy, receipt)
                         pushing._keep_last(copy, 3)
             finally:
                 os._exit(1)

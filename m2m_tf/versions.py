@@ -1,0 +1,35 @@
+"""Folders of a model's versions: `<folder>/1`, `<folder>/2`, ..."""
+
+import os
+import pathlib
+
+
+def versions_of(folder: str | os.PathLike) -> list[pathlib.Path]:
+    """Folders of a model's versions, oldest first."""
+    versions = [p for p in pathlib.Path(folder).glob("*") if p.name.isdigit()]
+    return sorted(versions, key=lambda path: int(path.name))
+
+
+def next_version(folder: str | os.PathLike) -> pathlib.Path:
+    """Where the version after the newest one goes."""
+    versions = versions_of(folder)
+    number = int(versions[-1].name) + 1 if versions else 1
+    return pathlib.Path(folder) / str(number)
+
+
+def latest_version(model: str | os.PathLike) -> pathlib.Path:
+    """`model` itself if it is a version, else its highest version.
+
+    Raises:
+        FileNotFoundError: If there is no SavedModel.
+    """
+    model = pathlib.Path(model)
+    if (model / "saved_model.pb").exists():
+        return model
+    versions = versions_of(model)
+    if not versions:
+        raise FileNotFoundError(
+            f"{model}: holds no SavedModel. Give the folder that "
+            "`m2m-tf export` has written."
+        )
+    return versions[-1]
