@@ -20,7 +20,7 @@ os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 import numpy as np
 
 from m2m_tf import __version__, files
-from m2m_tf.export import CONTRACT_FILE
+from m2m_tf.export import CONTRACT_FILE, draw_rows
 from m2m_tf.serving.client import Client
 from m2m_tf.serving.model_store import LoadedModel
 from m2m_tf.versions import latest_version
@@ -66,28 +66,9 @@ def main():
         files.write_text(options.output, text)
 
 
-def draw(contract, count):
-    """Raw features of `count` rows, as columns."""
-    rng = np.random.default_rng(0)
-    columns = {}
-    for name, tensor in contract["inputs"].items():
-        shape = (count, *tensor["shape"])
-        if tensor["dtype"] == "string":
-            known = contract["vocabularies"][name]
-            drawn = [
-                known[i].encode() for i in rng.integers(len(known), size=count)
-            ]
-            columns[name] = np.array(drawn, object)
-        elif tensor["dtype"] == "int64":
-            columns[name] = np.full(shape, contract["lookback"], "int64")
-        else:
-            columns[name] = rng.poisson(0.5, shape).astype("float32")
-    return columns
-
-
 def measure(bare, by_rest, by_grpc, contract, batch, calls):
     """(batch, kind, seconds, ratio to the bare call, tail) of each kind."""
-    columns = draw(contract, batch)
+    columns = draw_rows(contract, batch)
     # The client's answer is a table; so is what a caller would make of it.
     kinds = {
         "bare": lambda: bare.run(SIGNATURE, columns),

@@ -404,11 +404,16 @@ class PushSettings:
             that is served, a slice may be, as a share.
         min_samples: Test samples below which a slice is not judged.
         keep: Versions kept in the served folder.
+        new_scenarios: Whether the model may know scenarios that the served
+            version does not. They change the shapes of
+            `predict_all_scenarios`: set it if its callers read them from the
+            metadata, or if there are none.
     """
 
     tolerance: _NonNegative = 0.1
     min_samples: _Count = 100
     keep: _Count = 5
+    new_scenarios: bool = False
 
 
 @dataclass(frozen=True, config=_STRICT)

@@ -141,7 +141,6 @@ def lightgbm_forecasts(
         data.spec,
         *(_Batches(data, name) for name in ("train", "validation", split)),
         seed=seed,
-        num_threads=os.cpu_count() or 1,
         **options,
     )
 

@@ -111,6 +111,36 @@ def make_contract(spec: DatasetSpec) -> dict:
     }
 
 
+def draw_rows(
+    contract: Mapping[str, object], count: int, seed: int = 0
+) -> dict[str, np.ndarray]:
+    """Random inputs of the `predict` signature, to ask a server anything.
+
+    Args:
+        contract: What `export_model` has written beside the model.
+        count: Number of rows.
+        seed: Seeds the draw.
+
+    Returns:
+        Name → array `[count, ...]` of each raw feature: categories from the
+        vocabularies, counts of one half on average.
+    """
+    rng = np.random.default_rng(seed)
+    columns = {}
+    for name, tensor in contract["inputs"].items():
+        shape = (count, *tensor["shape"])
+        if tensor["dtype"] == "string":
+            known = np.array(
+                [x.encode() for x in contract["vocabularies"][name]], object
+            )
+            columns[name] = known[rng.integers(len(known), size=shape)]
+        elif tensor["dtype"] == "int64":
+            columns[name] = np.full(shape, contract["lookback"], "int64")
+        else:
+            columns[name] = rng.poisson(0.5, shape).astype("float32")
+    return columns
+
+
 def _json_value(array):
     if array.dtype.kind == "S":
         return array.item().decode()

@@ -91,7 +91,7 @@ def make_steps(config: RunConfig) -> list[Step]:
         Step(
             "records",
             steps.make_records,
-            lambda work: steps.table_fingerprints(work.spec_path),
+            steps.records_settings,
             _in_folder("records"),
         ),
         Step(

@@ -5,7 +5,7 @@ import hashlib
 
 from m2m_tf import evaluation_run, export as exporting, files, training
 from m2m_tf.config import DatasetSpec, to_values
-from m2m_tf.data import panel
+from m2m_tf.data import panel, tfds_builder
 from m2m_tf.data.dataset import ForecastData
 from m2m_tf.serving import batch_scoring, pushing
 
@@ -46,6 +46,12 @@ def make_records(work) -> None:
     """Validates the tables, writes series records, fits the preprocessor."""
     ForecastData.prepare(work.spec, work.folder / "records")
     print(panel.validate_tables(work.spec))
+
+
+def records_settings(work) -> object:
+    """What records depend on: the tables, and how records are written."""
+    version = str(tfds_builder.PanelSeries.VERSION)
+    return [table_fingerprints(work.spec_path), version]
 
 
 def train(work) -> None:

@@ -9,8 +9,11 @@ import time
 
 import grpc
 import httpx
+import numpy as np
+import tensorflow as tf
 from tensorflow_serving.apis import (
     model_service_pb2_grpc,
+    predict_pb2,
     prediction_service_pb2_grpc,
 )
 
@@ -20,9 +23,9 @@ ROWS = 4
 
 
 class Server:
-    """A running `m2m-tf serve`."""
+    """A running server, by default of ours."""
 
-    def __init__(self, process, rest, grpc_address):
+    def __init__(self, rest, grpc_address, process=None):
         self.process = process
         self.addresses = {"rest": rest, "grpc": f"grpc://{grpc_address}"}
         self.rest = httpx.Client(base_url=rest, timeout=60)
@@ -52,7 +55,7 @@ def running(folder, *options):
         rest, address = re.search(
             r"(http://[\d.:]+)/.*gRPC ([\d.:]+)", line
         ).groups()
-        yield Server(process, rest, address)
+        yield Server(rest, address, process)
     finally:
         process.terminate()
         assert process.wait(60) == 0
@@ -63,3 +66,42 @@ def wait_for(condition, seconds=90):
     while not condition():
         assert time.monotonic() < deadline, "waited too long"
         time.sleep(0.1)
+
+
+def plain(raw):
+    """Columns as JSON values; NaN as null."""
+    return {
+        name: [x.decode() for x in values]
+        if values.dtype == object
+        else np.where(np.isnan(values), None, values).tolist()
+        if values.dtype.kind == "f"
+        else values.tolist()
+        for name, values in raw.items()
+    }
+
+
+def by_row(raw):
+    columns = plain(raw)
+    return [
+        dict(zip(columns, values, strict=True))
+        for values in zip(*columns.values(), strict=True)
+    ]
+
+
+def predict_request(inputs, signature="predict", **spec):
+    request = predict_pb2.PredictRequest()
+    request.model_spec.name = spec.get("name", NAME)
+    request.model_spec.signature_name = signature
+    if "version" in spec:
+        request.model_spec.version.value = spec["version"]
+    for name, values in inputs.items():
+        request.inputs[name].CopyFrom(tf.make_tensor_proto(values))
+    return request
+
+
+def check_forecasts(told, expected):
+    assert set(told) == set(expected)
+    for name, values in expected.items():
+        np.testing.assert_allclose(
+            np.ravel(told[name]), values, rtol=1e-5, atol=1e-6
+        )

@@ -1,10 +1,12 @@
+import dataclasses
+
 import numpy as np
 import pytest
 import tensorflow as tf
 from tables import example_of
 
 from m2m_tf import training
-from m2m_tf.data import input_pipeline, schema
+from m2m_tf.data import panel, schema, windows
 from m2m_tf.models import explanation
 from m2m_tf.signatures import default_values
 
@@ -29,13 +31,9 @@ def tensors(raw):
 def test_all_scenarios_at_once_are_each_by_itself(clinic_data, signatures):
     spec = clinic_data.spec
     (cutoff,) = clinic_data.splits.test[:1]
-    rows = next(
-        iter(
-            input_pipeline.raw_batches(
-                clinic_data.records, spec, [cutoff], 1000, keep_all=True
-            ).as_numpy_iterator()
-        )
-    )
+    until = dataclasses.replace(spec, end=windows.date_of(spec, cutoff))
+    (grid,) = panel.iter_grids(until, 1000, 0)
+    rows = {k: x.numpy() for k, x in windows.cut_latest(until, grid).items()}
     names = clinic_data.preprocessor.scenario_names[1:]
     entities = sorted(set(rows["entity"]))[:5]
     place = {

@@ -14,23 +14,20 @@ _SHUFFLE_RECORDS = 256
 
 
 def samples(
-    records: tf.data.Dataset, spec: DatasetSpec, cutoffs, keep_all: bool = False
+    records: tf.data.Dataset, spec: DatasetSpec, cutoffs
 ) -> tf.data.Dataset:
-    """One element per sample: raw features, `entity` and `labels`.
+    """One element per sample that is active: raw features, `entity`, `labels`.
 
     Args:
         records: Dataset of records (`schema.record_tensors`).
         spec: The dataset spec.
         cutoffs: Day numbers to cut at.
-        keep_all: Keep samples that fail `spec.activity` (scoring).
     """
     cutoffs = tf.constant(list(cutoffs), tf.int32)
 
     def cut(record):
         rows = windows.cut_windows(spec, record, cutoffs)
         active = rows.pop("active")
-        if keep_all:
-            return rows
         return {
             name: tf.boolean_mask(tensor, active)
             for name, tensor in rows.items()
@@ -44,10 +41,9 @@ def raw_batches(
     spec: DatasetSpec,
     cutoffs,
     batch_size: int,
-    keep_all: bool = False,
 ) -> tf.data.Dataset:
     """Batches of raw features with `entity` and `labels`, in a fixed order."""
-    rows = samples(records, spec, cutoffs, keep_all)
+    rows = samples(records, spec, cutoffs)
     return rows.batch(batch_size).prefetch(2)
 
 

@@ -9,7 +9,7 @@ import dataclasses
 import datetime
 import math
 import pathlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 
 import numpy as np
 import polars as pl
@@ -198,36 +198,91 @@ def _table_problems(spec):
 
 
 def iter_records(
-    spec: DatasetSpec,
-    every_scenario: bool = False,
-    chunk_rows: int = _CHUNK_ROWS,
-    chunks: Sequence[int] | None = None,
+    spec: DatasetSpec, chunk_rows: int = _CHUNK_ROWS
 ) -> Iterator[dict]:
     """Yields one record per entity (`schema.record_tensors`), NumPy values.
 
+    A record holds the scenarios that the panel has a row of.
+
     Args:
         spec: The dataset spec.
-        every_scenario: Whether a record holds each scenario of the scenario
-            table and of the panel, and each entity of the profile, with zeros
-            where the panel has no row (scoring); otherwise only the pairs
-            that the panel holds (training).
         chunk_rows: Panel rows held at a time, about.
-        chunks: Which of the `count_chunks` chunks of entities; None: all.
     """
-    panel = _rows_of_days(spec)
     scenarios = _scenario_table(spec)
-    profile = read_profile(spec)
-    num_chunks = count_chunks(spec, chunk_rows)
-    for chunk in range(num_chunks) if chunks is None else chunks:
-        in_chunk = pl.col(spec.entity).hash(seed=0) % num_chunks == chunk
-        rows = panel.filter(in_chunk).collect()
-        rows = rows.with_columns(
-            (pl.col(spec.date) - spec.start).dt.total_days().alias("_day")
-        ).sort(spec.entity, spec.scenario, "_day")
-        attributes = profile.filter(in_chunk)
-        yield from _chunk_records(
-            spec, rows, attributes, scenarios, every_scenario
+    for chunk in range(count_chunks(spec, chunk_rows)):
+        rows, profile = _read_chunk(spec, chunk_rows, chunk)
+        yield from _chunk_records(spec, rows, profile, scenarios)
+
+
+def iter_grids(
+    spec: DatasetSpec, entities: int, chunk: int, chunk_rows: int = _CHUNK_ROWS
+) -> Iterator[dict]:
+    """Yields every scenario of some entities at a time, NumPy values.
+
+    It holds each scenario of the scenario table and of the panel and each
+    entity of the panel and of the profile, with zeros where the panel has no
+    row.
+
+    Args:
+        spec: The dataset spec.
+        entities: Entities of a grid, G at most.
+        chunk: Which of the `count_chunks` chunks of entities.
+        chunk_rows: Panel rows held at a time, about.
+
+    Yields:
+        Dict of `entity` `[G]`, `scenario` `[S]`, `values` `[G, S, days,
+        columns]`, attributes of scenarios `[S]` and of entities `[G]`.
+    """
+    scenarios = _scenario_table(spec)
+    names = scenarios[spec.scenario].to_list()
+    rows, profile = _read_chunk(spec, chunk_rows, chunk)
+    every = pl.concat([rows[spec.entity], profile[spec.entity]])
+    profile = (
+        every.unique()
+        .sort()
+        .to_frame()
+        .join(profile, on=spec.entity, how="left", maintain_order="left")
+        .with_columns(
+            pl.col(spec.profile_columns.categorical).fill_null(""),
+            pl.col(spec.profile_columns.numeric).fill_null(float("nan")),
         )
+    )
+    number = rows.select(spec.entity).join(
+        profile.select(spec.entity).with_row_index("_number"),
+        on=spec.entity,
+        how="left",
+        maintain_order="left",
+    )["_number"]
+    position = {name: index for index, name in enumerate(names)}
+    # Rows are sorted by entity: those of a grid lie next to each other.
+    number = number.to_numpy()
+    scenario = rows[spec.scenario].replace_strict(
+        position, return_dtype=pl.Int64
+    )
+    scenario, day = scenario.to_numpy(), rows["_day"].to_numpy()
+    columns = rows.select(spec.value_columns).to_numpy()
+    attributes = {
+        schema.SCENARIO_PREFIX + name: scenarios[name].to_numpy()
+        for name in spec.scenario_columns.names
+    }
+    for first in range(0, len(profile), entities):
+        grid = profile[first : first + entities]
+        values = np.zeros(
+            (len(grid), len(names), spec.num_days, len(spec.value_columns)),
+            np.float32,
+        )
+        its = slice(*np.searchsorted(number, [first, first + entities]))
+        values[number[its] - first, scenario[its], day[its]] = columns[its]
+        yield {
+            schema.ENTITY: grid[spec.entity].to_numpy(),
+            schema.SCENARIO: np.array(names, object),
+            schema.VALUES: values,
+            **attributes,
+            **{
+                schema.PROFILE_PREFIX + name: grid[name].to_numpy()
+                for name in spec.profile_columns.names
+            },
+        }
 
 
 def count_chunks(spec: DatasetSpec, chunk_rows: int = _CHUNK_ROWS) -> int:
@@ -237,7 +292,7 @@ def count_chunks(spec: DatasetSpec, chunk_rows: int = _CHUNK_ROWS) -> int:
 
 
 def count_pairs(spec: DatasetSpec) -> int:
-    """Number of (entity, scenario) that `every_scenario` records hold."""
+    """Number of (entity, scenario) that all grids hold (`iter_grids`)."""
     entities = pl.concat(
         [
             _rows_of_days(spec).select(spec.entity),
@@ -245,7 +300,12 @@ def count_pairs(spec: DatasetSpec) -> int:
         ]
     )
     count = entities.unique().select(pl.len()).collect().item()
-    return count * len(_scenario_table(spec))
+    return count * count_scenarios(spec)
+
+
+def count_scenarios(spec: DatasetSpec) -> int:
+    """Number of scenarios of the scenario table and of the panel."""
+    return len(_scenario_table(spec))
 
 
 def _rows_of_days(spec):
@@ -253,40 +313,37 @@ def _rows_of_days(spec):
     return read_panel(spec).filter(days)
 
 
-def _chunk_records(spec, rows, profile, scenarios, every_scenario):
-    by_entity = {
-        key[0]: frame
-        for key, frame in rows.partition_by(
-            spec.entity, as_dict=True, maintain_order=True
-        ).items()
-    }
+def _read_chunk(spec, chunk_rows, chunk):
+    """Rows of a chunk's entities, with day numbers, sorted; the profile's."""
+    num_chunks = count_chunks(spec, chunk_rows)
+    in_chunk = pl.col(spec.entity).hash(seed=0) % num_chunks == chunk
+    rows = _rows_of_days(spec).filter(in_chunk).collect()
+    rows = rows.with_columns(
+        (pl.col(spec.date) - spec.start).dt.total_days().alias("_day")
+    ).sort(spec.entity, spec.scenario, "_day")
+    return rows, read_profile(spec).filter(in_chunk)
+
+
+def _chunk_records(spec, rows, profile, scenarios):
     attributes = {
         row[spec.entity]: row for row in profile.iter_rows(named=True)
     }
-    entities = (
-        sorted(set(by_entity) | set(attributes))
-        if every_scenario
-        else (sorted(by_entity))
-    )
     unknown = {name: "" for name in spec.profile_columns.categorical} | {
         name: float("nan") for name in spec.profile_columns.numeric
     }
     table = {row[spec.scenario]: row for row in scenarios.iter_rows(named=True)}
-    for entity in entities:
-        frame = by_entity.get(entity)
-        if every_scenario:
-            names = list(table)
-        else:
-            names = frame[spec.scenario].unique(maintain_order=True).to_list()
+    for (entity,), frame in rows.partition_by(
+        spec.entity, as_dict=True, maintain_order=True
+    ).items():
+        names = frame[spec.scenario].unique(maintain_order=True).to_list()
+        position = {name: index for index, name in enumerate(names)}
+        index = frame[spec.scenario].replace_strict(position).to_numpy()
         values = np.zeros(
             (len(names), spec.num_days, len(spec.value_columns)), np.float32
         )
-        if frame is not None:
-            position = {name: index for index, name in enumerate(names)}
-            index = frame[spec.scenario].replace_strict(position).to_numpy()
-            values[index, frame["_day"].to_numpy()] = frame.select(
-                spec.value_columns
-            ).to_numpy()
+        values[index, frame["_day"].to_numpy()] = frame.select(
+            spec.value_columns
+        ).to_numpy()
         record = {
             schema.ENTITY: entity,
             schema.SCENARIO: np.array(names, object),

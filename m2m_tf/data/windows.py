@@ -112,21 +112,14 @@ def cut_windows(spec: DatasetSpec, record: dict, cutoffs) -> dict:
     # The rule: inputs are gathered from `seen`, whose last day is the cutoff.
     past = tf.gather(values, tf.maximum(seen, 0), axis=1)
     past = tf.where((seen >= 0)[None, :, :, None], past, 0.0)
-    features = _sequences(spec, past)
+    features = _sequences(spec, past, scenario_axis=0)
     num_scenarios = tf.shape(values)[0]
     num_rows = num_scenarios * tf.size(cutoffs)
     features = {
         name: tf.reshape(tensor, tf.concat([[num_rows], tensor.shape[2:]], 0))
         for name, tensor in features.items()
     }
-    first_day = (spec.start - EPOCH).days
-    per_cutoff = {
-        schema.CUTOFF: tf.cast(cutoffs + first_day, tf.int64),
-        schema.DAYS_OBSERVED: tf.cast(
-            tf.minimum(cutoffs + 1, spec.lookback), tf.int64
-        ),
-    }
-    for name, tensor in per_cutoff.items():
+    for name, tensor in _time_features(spec, cutoffs).items():
         features[name] = tf.tile(tensor, [num_scenarios])
     for name, tensor in record.items():
         if name == schema.VALUES:
@@ -139,6 +132,40 @@ def cut_windows(spec: DatasetSpec, record: dict, cutoffs) -> dict:
     features["active"] = tf.reshape(_is_active(spec, past), [num_rows])
     labels = _labels(spec, values, cutoffs)
     features[LABELS] = tf.reshape(labels, [num_rows, len(spec.tasks)])
+    return features
+
+
+def cut_latest(spec: DatasetSpec, grid: dict) -> dict:
+    """Cuts the last day's windows of a grid, whose labels nobody knows yet.
+
+    Args:
+        spec: The dataset spec.
+        grid: G entities in S scenarios each (`panel.iter_grids`).
+
+    Returns:
+        Dict of tensors with `G · S` rows, entity-major: the raw features
+        (`schema.raw_features`) and `entity`.
+    """
+    last = spec.num_days - 1
+    past = tf.convert_to_tensor(grid[schema.VALUES])[:, :, -spec.lookback :]
+    missing = spec.lookback - past.shape[2]
+    past = tf.pad(past, [[0, 0], [0, 0], [missing, 0], [0, 0]])
+    num_entities, num_scenarios = past.shape[:2]
+    num_rows = num_entities * num_scenarios
+    features = {
+        name: tf.reshape(tensor, [num_rows, *tensor.shape[2:]])
+        for name, tensor in _sequences(spec, past, scenario_axis=1).items()
+    }
+    for name, value in _time_features(spec, tf.constant([last])).items():
+        features[name] = tf.repeat(value, num_rows)
+    for name, values in grid.items():
+        if name == schema.VALUES:
+            continue
+        tensor = tf.convert_to_tensor(values)
+        if name == schema.SCENARIO or name.startswith(schema.SCENARIO_PREFIX):
+            features[name] = tf.tile(tensor, [num_entities])
+        else:
+            features[name] = tf.repeat(tensor, num_scenarios)
     return features
 
 
@@ -193,8 +220,18 @@ def _columns(spec, names):
     return [spec.value_columns.index(name) for name in names]
 
 
-def _sequences(spec, past):
-    """Splits `past` `[S, C, L, F]` into the sequences by role."""
+def _time_features(spec, cutoffs):
+    first_day = (spec.start - EPOCH).days
+    return {
+        schema.CUTOFF: tf.cast(cutoffs + first_day, tf.int64),
+        schema.DAYS_OBSERVED: tf.cast(
+            tf.minimum(cutoffs + 1, spec.lookback), tf.int64
+        ),
+    }
+
+
+def _sequences(spec, past, scenario_axis):
+    """Splits `past` `[?, ?, L, F]` into the sequences by role."""
     groups = {
         schema.BEHAVIOR_SEQUENCE: spec.behavior,
         schema.PERFORMANCE_SEQUENCE: spec.performance,
@@ -202,7 +239,7 @@ def _sequences(spec, past):
     sequences = {}
     for name, columns in groups.items():
         own = tf.gather(past, _columns(spec, columns), axis=-1)
-        sequences[name] = with_totals(spec, own, axis=0)
+        sequences[name] = with_totals(spec, own, axis=scenario_axis)
     if spec.known_future:
         # A value on day d concerns day d + horizon: the last `horizon` days
         # seen tell of the days to be predicted.

@@ -10,19 +10,19 @@ import os
 import pathlib
 import shutil
 
-import numpy as np
 import polars as pl
 import tensorflow as tf
 from tqdm import tqdm
 
 from m2m_tf import files
 from m2m_tf.config import DatasetSpec, fingerprint
-from m2m_tf.data import input_pipeline, panel, schema
+from m2m_tf.data import panel, schema, windows
 from m2m_tf.export import CONTRACT_FILE, make_contract
 from m2m_tf.signatures import PREDICT, output_name
 from m2m_tf.versions import latest_version
 
-_BATCH = 1024
+# Rows of a call of the model.
+BATCH = 1024
 _PARTS = "part-*.parquet"
 _STATE_FILE = "scoring.json"
 
@@ -208,40 +208,41 @@ class _Scoring:
             self._predict.structured_outputs, spec.task_names
         )
         unknown = dict.fromkeys(self._vocabularies, 0)
-        tables = []
-        batches = input_pipeline.raw_batches(
-            _record_dataset(spec, self._chunk_rows, chunk),
-            spec,
-            [spec.num_days - 1],
-            _BATCH,
-            keep_all=True,
-        )
-        for rows in batches:
-            told = self._predict(**{name: rows[name] for name in names})
-            count = len(rows[schema.ENTITY])
-            tables.append(
-                pl.DataFrame(
-                    {
-                        spec.entity: _text(rows[schema.ENTITY]),
-                        spec.scenario: _text(rows[schema.SCENARIO]),
-                        "cutoff": pl.Series([self._cutoff]).new_from_index(
-                            0, count
-                        ),
-                        **{name: told[name].numpy()[:, 0] for name in outputs},
-                    }
-                )
-            )
-            for name, known in self._vocabularies.items():
-                unknown[name] += int(
-                    np.isin(_text(rows[name]), known, invert=True).sum()
-                )
-            bar.update(count)
-        if tables:
-            return pl.concat(tables), unknown
-        # A chunk that no entity's hash fell into.
         blank = {spec.entity: pl.String, spec.scenario: pl.String}
         blank |= {"cutoff": pl.Date} | dict.fromkeys(outputs, pl.Float32)
-        return pl.DataFrame(schema=blank), unknown
+        # A chunk that no entity's hash fell into has no other.
+        tables = [pl.DataFrame(schema=blank)]
+        entities = max(1, BATCH // panel.count_scenarios(spec))
+        for grid in panel.iter_grids(spec, entities, chunk, self._chunk_rows):
+            rows = windows.cut_latest(spec, grid)
+            told = self._predict(**{name: rows[name] for name in names})
+            ids, scenarios = (
+                pl.DataFrame({column: grid[name].tolist()}, {column: pl.String})
+                for column, name in (
+                    (spec.entity, schema.ENTITY),
+                    (spec.scenario, schema.SCENARIO),
+                )
+            )
+            table = ids.join(
+                scenarios, how="cross", maintain_order="left_right"
+            ).with_columns(
+                pl.lit(self._cutoff).alias("cutoff"),
+                *[
+                    pl.Series(name, told[name].numpy()[:, 0])
+                    for name in outputs
+                ],
+            )
+            tables.append(table)
+            for name, known in self._vocabularies.items():
+                # Of an entity or of a scenario: each stands in many rows.
+                values = pl.Series(grid[name].tolist(), dtype=pl.String)
+                unknown[name] += (
+                    int((~values.is_in(known)).sum())
+                    * len(table)
+                    // len(values)
+                )
+            bar.update(len(table))
+        return pl.concat(tables), unknown
 
 
 def _in_task_order(outputs, task_names):
@@ -252,26 +253,6 @@ def _in_task_order(outputs, task_names):
         for part in ("mean", "median", "lower", "upper")
         if (name := output_name(task, part)) in outputs
     ]
-
-
-def _text(tensor):
-    return [value.decode() for value in np.asarray(tensor)]
-
-
-def _record_dataset(spec, chunk_rows, chunk):
-    signature = {
-        name: tf.TensorSpec(tensor.shape, tensor.dtype)
-        for name, tensor in schema.record_tensors(spec).items()
-    }
-    return tf.data.Dataset.from_generator(
-        lambda: panel.iter_records(
-            spec,
-            every_scenario=True,
-            chunk_rows=chunk_rows,
-            chunks=[chunk],
-        ),
-        output_signature=signature,
-    )
 
 
 def _check_contract(version, spec):

@@ -21,7 +21,12 @@ from m2m_tf.config import PushSettings
 from m2m_tf.data import schema, windows
 from m2m_tf.data.dataset import ForecastData
 from m2m_tf.export import CONTRACT_FILE, EXTRA_FOLDER
-from m2m_tf.signatures import PREDICT, output_name, serialize_example
+from m2m_tf.signatures import (
+    PREDICT,
+    PREDICT_ALL_SCENARIOS,
+    output_name,
+    serialize_example,
+)
 from m2m_tf.versions import latest_version, next_version, versions_of
 
 RECEIPT_FILE = f"{EXTRA_FOLDER}/push.json"
@@ -30,7 +35,7 @@ _BATCH = 1024
 _CANDIDATE, _SERVING = "candidate", "serving"
 _NAIVE = (naive.LAST_WEEK, naive.HISTORY_MEAN)
 # What must not differ between a version and the next: callers rely on it.
-_FIXED = ("lookback", "horizon", "inputs", "sequence_columns", "scenarios")
+_FIXED = ("lookback", "horizon", "inputs", "sequence_columns")
 # A score below this share of the mean label is as good as perfect, and the
 # tolerance is of this much: a naive forecast of what never changes is perfect.
 _NEGLIGIBLE = 0.1
@@ -67,7 +72,7 @@ def push(
     tenth of the mean label, the tolerance is of that tenth.) All forecasts
     must be finite and not negative, and a process of its own must load the
     model and give the same ones. The version's inputs and outputs must still
-    be there.
+    be there, and so must its scenarios; new ones only if the settings say so.
 
     The version appears by a rename: a crash at any moment leaves the folder
     with the old versions, or with the new one as well.
@@ -93,7 +98,7 @@ def push(
         versions = versions_of(folder)
         serving = versions[-1] if versions else None
         if serving is not None:
-            _check_same_contract(candidate, serving)
+            _check_same_contract(candidate, serving, settings.new_scenarios)
         rivals = {_CANDIDATE: candidate}
         if serving is not None:
             rivals[_SERVING] = serving
@@ -165,16 +170,25 @@ def _only_push(folder):
         yield
 
 
-def _check_same_contract(candidate, serving):
+def _check_same_contract(candidate, serving, new_scenarios):
     ours, theirs = (
         files.read_json(version / CONTRACT_FILE)
         for version in (candidate, serving)
     )
     changed = [key for key in _FIXED if ours.get(key) != theirs.get(key)]
     missing = sorted(set(theirs["outputs"]) - set(ours["outputs"]))
-    if changed or missing:
-        parts = [f"{key} differ" for key in changed]
-        parts += [f"output {name} is missing" for name in missing]
+    parts = [f"{key} differ" for key in changed]
+    parts += [f"output {name} is missing" for name in missing]
+    known, before = set(ours["scenarios"]), set(theirs["scenarios"])
+    if gone := sorted(before - known):
+        parts.append(f"scenarios {gone} are gone")
+    if (new := sorted(known - before)) and not new_scenarios:
+        parts.append(
+            f"scenarios {new} are new, which changes the shapes of "
+            f"{PREDICT_ALL_SCENARIOS} (allow it by `push: {{new_scenarios: "
+            "true}` in the run's config)"
+        )
+    if parts:
         raise PushRefused(
             f"{candidate}: callers of version {serving.name} would break: "
             f"{', '.join(parts)}. Push it to a folder of its own."

@@ -59,7 +59,10 @@ def make_app(
                     answer = await run_in_threadpool(_metadata, store, version)
                 else:
                     answer = _to_dict(model_status(store, version))
-                return JSONResponse(answer)
+                return Response(
+                    orjson.dumps(answer, option=orjson.OPT_SERIALIZE_NUMPY),
+                    media_type="application/json",
+                )
             except InvalidRequest as error:
                 status, text = 400, str(error)
             except NotFound as error:
@@ -166,7 +169,7 @@ def _answer(store, version, verb, body):
         for name, values in columns.items()
     }
     outputs = {
-        name: _plain(values)
+        name: _shown(values)
         for name, values in model.run(signature, inputs).items()
     }
     if not by_row:
@@ -304,13 +307,14 @@ def _feature(index, name, value):
         ) from error
 
 
-def _plain(values):
+def _shown(values):
+    """What JSON can hold: numbers stay the array that they are."""
     if values.dtype == object:
-        return np.vectorize(_shown, otypes=[object])(values).tolist()
-    return values.tolist()
+        return np.vectorize(_shown_text, otypes=[object])(values).tolist()
+    return np.ascontiguousarray(values)
 
 
-def _shown(value):
+def _shown_text(value):
     try:
         return value.decode()
     except UnicodeDecodeError:

@@ -238,7 +238,40 @@ def test_chunks_do_not_change_the_records(clinic_spec):
         np.testing.assert_array_equal(values, parts[entity])
 
 
-def test_every_scenario_gives_all_pairs(clinic_spec):
-    records = list(panel.iter_records(clinic_spec, every_scenario=True))
-    assert len(records) == 12
-    assert all(len(r["scenario"]) == 3 for r in records)
+def test_grids_hold_all_pairs_and_the_records_values(clinic_spec):
+    records = {r["entity"]: r for r in panel.iter_records(clinic_spec)}
+    num_chunks = panel.count_chunks(clinic_spec, 300)
+    assert num_chunks > 1
+    seen = set()
+    for chunk in range(num_chunks):
+        for grid in panel.iter_grids(clinic_spec, 2, chunk, 300):
+            names = list(grid["scenario"])
+            assert len(names) == 3 and len(grid["entity"]) <= 2
+            for index, entity in enumerate(grid["entity"]):
+                assert entity not in seen
+                seen.add(entity)
+                values = grid["values"][index]
+                record = records.get(entity)
+                if record is None:
+                    assert not values.any()
+                    continue
+                for number, name in enumerate(names):
+                    own = list(record["scenario"])
+                    expected = np.zeros_like(values[0])
+                    if name in own:
+                        position = own.index(name)
+                        expected = record["values"][position]
+                        for key in record:
+                            if key.startswith("scenario_"):
+                                assert_same(
+                                    record[key][position], grid[key][number]
+                                )
+                    np.testing.assert_array_equal(values[number], expected)
+                for key in record:
+                    if key.startswith("profile_"):
+                        assert_same(record[key], grid[key][index])
+    assert len(seen) == 12
+
+
+def assert_same(one, other):
+    assert one == other or (one != one and other != other)

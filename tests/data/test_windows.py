@@ -19,6 +19,25 @@ def cut(spec, record, cutoffs):
     return {name: tensor.numpy() for name, tensor in rows.items()}
 
 
+@pytest.mark.parametrize("days", [10, 60])
+def test_latest_windows_are_those_of_the_last_day(clinic_spec, days):
+    end = clinic_spec.start + datetime.timedelta(days=days - 1)
+    spec = dataclasses.replace(clinic_spec, end=end)
+    (grid,) = panel.iter_grids(spec, 100, 0)
+    latest = windows.cut_latest(spec, grid)
+    assert set(latest) == {*schema.raw_features(spec), schema.ENTITY}
+    count = len(grid[schema.SCENARIO])
+    for index in range(len(grid[schema.ENTITY])):
+        record = {
+            name: values if name.startswith("scenario") else values[index]
+            for name, values in grid.items()
+        }
+        expected = cut(spec, record, [spec.num_days - 1])
+        rows = slice(index * count, (index + 1) * count)
+        for name, tensor in latest.items():
+            np.testing.assert_array_equal(tensor[rows], expected[name])
+
+
 def test_windows_equal_a_slow_reference(clinic_spec, record):
     spec, cutoffs = clinic_spec, [30, 45]
     rows = cut(spec, record, cutoffs)

@@ -1,3 +1,4 @@
+import dataclasses
 import fcntl
 import filecmp
 import os
@@ -115,6 +116,22 @@ def test_what_callers_rely_on_must_stay(clinic_data, exported, copy):
         "output visits_total is missing",
     ):
         push(exported, clinic_data, copy, LENIENT)
+
+
+def test_scenarios_may_come_if_the_settings_say_so(clinic_data, exported, copy):
+    path = copy / "2" / CONTRACT_FILE
+    contract = files.read_json(path)
+    known = contract["scenarios"]
+    files.write_json(path, contract | {"scenarios": [*known, "by_post"]})
+    with pytest.raises(PushRefused, match=r"scenarios \['by_post'\] are gone"):
+        push(exported, clinic_data, copy, LENIENT)
+    files.write_json(path, contract | {"scenarios": known[1:]})
+    with pytest.raises(PushRefused, match="are new.*new_scenarios: true"):
+        push(exported, clinic_data, copy, LENIENT)
+    assert numbers(copy) == [1, 2]
+    allowed = dataclasses.replace(LENIENT, new_scenarios=True)
+    push(exported, clinic_data, copy, allowed)
+    assert numbers(copy) == [1, 2, 3]
 
 
 @pytest.mark.parametrize(

@@ -1,6 +1,5 @@
 """The local server as a process of its own, asked over loopback."""
 
-import base64
 import shutil
 import signal
 import socket
@@ -13,14 +12,17 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from hypothesis import HealthCheck, example, given, settings, strategies as st
-from local_server import NAME, ROWS, running, wait_for
-from tables import SMALL_MODEL, example_of
-from tensorflow_serving.apis import (
-    get_model_metadata_pb2,
-    get_model_status_pb2,
-    predict_pb2,
-    regression_pb2,
+from local_server import (
+    NAME,
+    ROWS,
+    by_row,
+    check_forecasts,
+    plain,
+    predict_request,
+    running,
+    wait_for,
 )
+from tables import SMALL_MODEL
 
 from m2m_tf.export import export_model
 from m2m_tf.models import build_model
@@ -28,135 +30,8 @@ from m2m_tf.serving.model_store import LoadedModel
 from pipelines import cli
 
 
-def plain(raw):
-    """Columns as JSON values; NaN as null."""
-    return {
-        name: [x.decode() for x in values]
-        if values.dtype == object
-        else np.where(np.isnan(values), None, values).tolist()
-        if values.dtype.kind == "f"
-        else values.tolist()
-        for name, values in raw.items()
-    }
-
-
-def by_row(raw):
-    columns = plain(raw)
-    return [
-        dict(zip(columns, values, strict=True))
-        for values in zip(*columns.values(), strict=True)
-    ]
-
-
-def predict_request(inputs, signature="predict", **spec):
-    request = predict_pb2.PredictRequest()
-    request.model_spec.name = spec.get("name", NAME)
-    request.model_spec.signature_name = signature
-    if "version" in spec:
-        request.model_spec.version.value = spec["version"]
-    for name, values in inputs.items():
-        request.inputs[name].CopyFrom(tf.make_tensor_proto(values))
-    return request
-
-
-def check_forecasts(told, expected):
-    assert set(told) == set(expected)
-    for name, values in expected.items():
-        np.testing.assert_allclose(
-            np.ravel(told[name]), values, rtol=1e-5, atol=1e-6
-        )
-
-
-def test_rest_gives_the_model_s_forecasts(server, raw, expected):
-    rows = {"signature_name": "predict", "instances": by_row(raw)}
-    answer = server.post("predict", rows)
-    assert answer.status_code == 200, answer.text
-    check_forecasts(
-        {
-            name: [row[name] for row in answer.json()["predictions"]]
-            for name in expected
-        },
-        expected,
-    )
-    columns = {"signature_name": "predict", "inputs": plain(raw)}
-    answer = server.post("predict", columns)
-    check_forecasts(answer.json()["outputs"], expected)
-    examples = [
-        example_of({name: values[row] for name, values in raw.items()})
-        for row in range(ROWS)
-    ]
-    encoded = [{"b64": base64.b64encode(x).decode()} for x in examples]
-    answer = server.rest.post(
-        f"/v1/models/{NAME}/versions/1:predict", json={"instances": encoded}
-    )
-    assert answer.status_code == 200, answer.text
-    check_forecasts(
-        {
-            name: [row[name] for row in answer.json()["predictions"]]
-            for name in expected
-        },
-        expected,
-    )
-
-
-def test_grpc_gives_the_model_s_forecasts(server, raw, expected):
-    response = server.predictions.Predict(predict_request(raw))
-    assert response.model_spec.version.value == 1
-    check_forecasts(
-        {k: tf.make_ndarray(x) for k, x in response.outputs.items()}, expected
-    )
-    request = predict_request(raw)
-    request.output_filter.append("fees")
-    response = server.predictions.Predict(request)
-    assert list(response.outputs) == ["fees"]
-
-
-def test_regressions_are_the_means(server, raw, expected):
-    request = regression_pb2.RegressionRequest()
-    request.model_spec.name = NAME
-    request.model_spec.signature_name = "regress_fees"
-    for row in range(ROWS):
-        example = {name: values[row] for name, values in raw.items()}
-        request.input.example_list.examples.append(
-            tf.train.Example.FromString(example_of(example))
-        )
-    told = server.predictions.Regress(request).result.regressions
-    np.testing.assert_allclose(
-        [x.value for x in told], expected["fees"], rtol=1e-5
-    )
-    body = {
-        "signature_name": "regress_fees",
-        "examples": [
-            {name: np.ravel(x).tolist() for name, x in row.items()}
-            for row in by_row(raw)
-        ],
-    }
-    answer = server.post("regress", body)
-    assert answer.status_code == 200, answer.text
-    np.testing.assert_allclose(
-        answer.json()["results"], expected["fees"], rtol=1e-5
-    )
-
-
-def test_status_metadata_and_metrics(server):
-    answer = server.rest.get(f"/v1/models/{NAME}").json()
-    (status,) = answer["model_version_status"]
-    assert (status["version"], status["state"]) == ("1", "AVAILABLE")
-    request = get_model_status_pb2.GetModelStatusRequest()
-    request.model_spec.name = NAME
-    (entry,) = server.models.GetModelStatus(request).model_version_status
-    assert (entry.version, entry.state) == (1, 30)
-    answer = server.rest.get(f"/v1/models/{NAME}/metadata").json()
-    signatures = answer["metadata"]["signature_def"]["signature_def"]
-    assert signatures["predict"]["inputs"]["cutoff"]["dtype"] == "DT_INT64"
-    request = get_model_metadata_pb2.GetModelMetadataRequest()
-    request.model_spec.name = NAME
-    request.metadata_field.append("signature_def")
-    told = server.predictions.GetModelMetadata(request)
-    signature_map = get_model_metadata_pb2.SignatureDefMap()
-    assert told.metadata["signature_def"].Unpack(signature_map)
-    method = signature_map.signature_def["regress_fees"].method_name
-    assert method == "tensorflow/serving/regress"
+def test_metrics_tell_of_requests(server):
+    server.rest.get(f"/v1/models/{NAME}")
     metrics = server.rest.get("/monitoring/prometheus/metrics").text
     assert 'm2m_requests_total{api="rest",method="status"' in metrics
 
