@@ -9,6 +9,7 @@ import dataclasses
 import datetime
 import math
 
+import numpy as np
 import tensorflow as tf
 
 from m2m_tf.config import DatasetSpec, SplitDates
@@ -158,14 +159,15 @@ def cut_latest(spec: DatasetSpec, grid: dict) -> dict:
     }
     for name, value in _time_features(spec, tf.constant([last])).items():
         features[name] = tf.repeat(value, num_rows)
+    entity, scenario = np.divmod(np.arange(num_rows), num_scenarios)
     for name, values in grid.items():
-        if name == schema.VALUES:
-            continue
-        tensor = tf.convert_to_tensor(values)
-        if name == schema.SCENARIO or name.startswith(schema.SCENARIO_PREFIX):
-            features[name] = tf.tile(tensor, [num_entities])
-        else:
-            features[name] = tf.repeat(tensor, num_scenarios)
+        if name != schema.VALUES:
+            of_scenario = name == schema.SCENARIO or name.startswith(
+                schema.SCENARIO_PREFIX
+            )
+            features[name] = tf.gather(
+                values, scenario if of_scenario else entity
+            )
     return features
 
 
@@ -232,22 +234,22 @@ def _time_features(spec, cutoffs):
 
 def _sequences(spec, past, scenario_axis):
     """Splits `past` `[?, ?, L, F]` into the sequences by role."""
-    groups = {
-        schema.BEHAVIOR_SEQUENCE: spec.behavior,
-        schema.PERFORMANCE_SEQUENCE: spec.performance,
+    # In the order of `spec.value_columns`.
+    behavior, performance, known_future = tf.split(
+        past,
+        [len(spec.behavior), len(spec.performance), len(spec.known_future)],
+        axis=-1,
+    )
+    sequences = {
+        schema.BEHAVIOR_SEQUENCE: behavior,
+        schema.PERFORMANCE_SEQUENCE: performance,
     }
-    sequences = {}
-    for name, columns in groups.items():
-        own = tf.gather(past, _columns(spec, columns), axis=-1)
+    for name, own in sequences.items():
         sequences[name] = with_totals(spec, own, axis=scenario_axis)
     if spec.known_future:
         # A value on day d concerns day d + horizon: the last `horizon` days
         # seen tell of the days to be predicted.
-        sequences[schema.KNOWN_FUTURE] = tf.gather(
-            past[:, :, -spec.horizon :],
-            _columns(spec, spec.known_future),
-            axis=-1,
-        )
+        sequences[schema.KNOWN_FUTURE] = known_future[:, :, -spec.horizon :]
     return sequences
 
 

@@ -3,6 +3,7 @@
 Needs the SavedModel and TensorFlow, but no layer of this library.
 """
 
+import concurrent.futures
 import dataclasses
 import datetime
 import json
@@ -213,8 +214,10 @@ class _Scoring:
         # A chunk that no entity's hash fell into has no other.
         tables = [pl.DataFrame(schema=blank)]
         entities = max(1, BATCH // panel.count_scenarios(spec))
-        for grid in panel.iter_grids(spec, entities, chunk, self._chunk_rows):
-            rows = windows.cut_latest(spec, grid)
+        grids = panel.iter_grids(spec, entities, chunk, self._chunk_rows)
+        for grid, rows in _ahead(
+            (grid, windows.cut_latest(spec, grid)) for grid in grids
+        ):
             told = self._predict(**{name: rows[name] for name in names})
             ids, scenarios = (
                 pl.DataFrame({column: grid[name].tolist()}, {column: pl.String})
@@ -243,6 +246,16 @@ class _Scoring:
                 )
             bar.update(len(table))
         return pl.concat(tables), unknown
+
+
+def _ahead(items):
+    """The items; a thread makes the next one while one is worked on."""
+    items = iter(items)
+    with concurrent.futures.ThreadPoolExecutor(1) as pool:
+        coming = pool.submit(next, items, None)
+        while (item := coming.result()) is not None:
+            coming = pool.submit(next, items, None)
+            yield item
 
 
 def _in_task_order(outputs, task_names):
