@@ -1,6 +1,7 @@
 """Writing that leaves either the old file or the whole new one."""
 
 import contextlib
+import glob
 import json
 import os
 import pathlib
@@ -12,10 +13,12 @@ def replacing(path: str | os.PathLike):
     """Yields a temporary path beside `path`, renamed to it on success.
 
     The temporary name keeps the file's endings, since Keras and polars tell a
-    format by them. On an error the temporary file or folder is removed.
+    format by them. On an error the temporary file or folder is removed, and
+    before the next try what a killed process has left of the last one.
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
+    remove_abandoned(path.parent, path.name)
     temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
     try:
         yield temporary
@@ -37,9 +40,17 @@ def remove_folder(path: str | os.PathLike) -> None:
     shutil.rmtree(removed)
 
 
-def remove_abandoned(folder: str | os.PathLike) -> None:
-    """Removes what processes that were killed have left half in a folder."""
-    for path in pathlib.Path(folder).glob(".tmp-*-*"):
+def remove_abandoned(
+    folder: str | os.PathLike, name: str | None = None
+) -> None:
+    """Removes what processes that were killed have left half in a folder.
+
+    Args:
+        folder: The folder.
+        name: File or folder that they were writing; None: any.
+    """
+    ending = "*" if name is None else glob.escape(name)
+    for path in pathlib.Path(folder).glob(f".tmp-*-{ending}"):
         number = path.name.split("-")[1]
         if number.isdigit() and not _is_running(int(number)):
             if path.is_dir():

@@ -1,0 +1,54 @@
+import os
+import subprocess
+import sys
+
+import pytest
+
+from m2m_tf import files
+
+KILLED = """
+import os, signal, sys
+from m2m_tf import files
+with files.replacing(sys.argv[1]) as temporary:
+    temporary.mkdir()
+    (temporary / "half").write_text("x")
+    os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def kill_one(path):
+    command = [sys.executable, "-c", KILLED, str(path)]
+    assert subprocess.run(command, timeout=60).returncode < 0
+
+
+def test_what_a_killed_process_has_left_goes_with_the_next_try(tmp_path):
+    kill_one(tmp_path / "1")
+    kill_one(tmp_path / "other")
+    (own, others) = sorted(names(tmp_path), key=lambda x: x.endswith("other"))
+    assert own.endswith("-1")
+    # Whoever is still running is left alone.
+    busy = f".tmp-{os.getppid()}-1"
+    (tmp_path / busy).mkdir()
+    with files.replacing(tmp_path / "1") as temporary:
+        assert names(tmp_path) == sorted([others, busy])
+        temporary.write_text("whole")
+    assert names(tmp_path) == sorted(["1", others, busy])
+    files.remove_abandoned(tmp_path)
+    assert names(tmp_path) == sorted(["1", busy])
+
+
+def test_an_error_leaves_what_was_there(tmp_path):
+    path = tmp_path / "file"
+    path.write_text("old")
+    with pytest.raises(ZeroDivisionError):
+        with files.replacing(path) as temporary:
+            temporary.write_text("new")
+            raise ZeroDivisionError
+    assert names(tmp_path) == ["file"] and path.read_text() == "old"
+    with files.replacing(path) as temporary:
+        temporary.write_text("new")
+    assert names(tmp_path) == ["file"] and path.read_text() == "new"
