@@ -29,6 +29,7 @@ from m2m_tf.config import (
 from m2m_tf.data import windows
 from m2m_tf.data.dataset import ForecastData
 from m2m_tf.evaluation import MEDIAN_SUFFIX, evaluate_intervals
+from m2m_tf.models import unused_settings
 from pipelines.steps import table_fingerprints, write_source_tables
 
 LABELS_FILE = "labels.json"
@@ -207,7 +208,9 @@ class _Study:
     def _key(self, model, changes):
         if model in TREES:
             return fingerprint(changes, TREES[model])
-        return fingerprint(*map(_changed, self._settings(model, changes)))
+        settings, train = self._settings(model, changes)
+        unused = unused_settings(settings.name)
+        return fingerprint(_changed(settings, unused), _changed(train))
 
     def _settings(self, model, changes):
         settings, train = self.config.changed(changes)
@@ -455,17 +458,17 @@ def _true_rates(spec, sample, path):
     )
 
 
-def _changed(settings):
-    """The settings that differ from their defaults, as plain values.
+def _changed(settings, unused=()):
+    """The settings in use that differ from their defaults, as plain values.
 
     A setting that is added later, off by default, so leaves a study's
-    files valid.
+    files valid, as does another value of one that the model does not take.
     """
     defaults = to_values(type(settings)())
     return {
         key: value
         for key, value in to_values(settings).items()
-        if value != defaults[key]
+        if value != defaults[key] and key not in unused
     }
 
 

@@ -60,10 +60,17 @@ def build_model(
             f"Received: name={settings.name!r}"
         )
     arguments = dataclasses.asdict(settings)
+    for name in unused_settings(settings.name):
+        del arguments[name]
     builder = BUILDERS[arguments.pop("name")]
-    if builder is not m2m:
-        for name in _M2M_ONLY:
-            del arguments[name]
-    if settings.name not in _WITH_EXPERTS:
-        del arguments["num_experts"]
     return builder(spec, label_means=label_means, **arguments)
+
+
+def unused_settings(name: str) -> tuple[str, ...]:
+    """Fields of `ModelSettings` that a builder has no use for.
+
+    Args:
+        name: Key of `BUILDERS`.
+    """
+    unused = () if name == "m2m" else _M2M_ONLY
+    return unused if name in _WITH_EXPERTS else (*unused, "num_experts")

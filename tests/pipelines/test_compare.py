@@ -102,6 +102,19 @@ def test_interrupted_it_tells_what_is_finished(config, folders, monkeypatch):
 
 
 @pytest.mark.slow
+def test_files_of_rivals_outlive_changes_of_m2m_alone(config, tmp_path):
+    def key(study, model):
+        return compare._Study(study, tmp_path, tmp_path, print)._key(model, {})
+
+    own = dataclasses.replace(config.model, share_meta_across_tasks=False)
+    changed = dataclasses.replace(config, model=own)
+    assert key(changed, "mmoe") == key(config, "mmoe")
+    assert key(changed, "m2m") != key(config, "m2m")
+    everyone = dataclasses.replace(config.model, dropout=0.25)
+    changed = dataclasses.replace(config, model=everyone)
+    assert key(changed, "mmoe") != key(config, "mmoe")
+
+
 def test_sweeps_train_m2m_with_each_value(config, folders):
     for sweep in config.sweeps:
         run_study(config, folders / "results", folders / "runs", sweep=sweep)
