@@ -165,12 +165,12 @@ def validate_for_scoring(spec: DatasetSpec) -> None:
     Raises:
         DataValidationError: With every problem found.
     """
-    problems, _ = _table_problems(spec)
+    problems, _ = _table_problems(spec, only_days=True)
     if problems:
         raise DataValidationError(problems)
 
 
-def _table_problems(spec):
+def _table_problems(spec, only_days=False):
     """Problems of single tables, and which tables have all columns."""
     problems = []
     columns = {
@@ -193,7 +193,7 @@ def _table_problems(spec):
             spec.scenarios, spec.scenario, spec.scenario_columns
         )
     if complete["panel"]:
-        problems += _panel_problems(spec)
+        problems += _panel_problems(spec, only_days)
     return problems, complete
 
 
@@ -475,10 +475,13 @@ def _attribute_problems(path, key, columns):
     )
 
 
-def _panel_problems(spec):
+def _panel_problems(spec, only_days):
     frame, path = scan_table(spec.panel), spec.panel
     dtype = frame.collect_schema()[spec.date]
     date = _date(spec.date, dtype)
+    if only_days:
+        in_days = date.is_between(spec.start, spec.end)
+        frame = frame.filter(in_days | date.is_null())
     problems = []
     for key in (spec.entity, spec.scenario):
         problems += _find(
