@@ -5,9 +5,9 @@ model's scores. On day d advertiser a has in scenario s, task by task, the
 expected value given its state
 
     log rate_t = base_st + size_a + quality_a q_t + budget_ad
-                 + own_as + demand_asd + season_ad + Σ_k W_stk(a) z_asdk
+                 + own_as + demand_asd + season_ad + b(Σ_k W_stk(a) z_asdk)
 
-while its campaign in s is on, and 0 while it is off. Budget, demand and the
+with b(x) = 2 tanh(x / 2), while its campaign in s is on, and 0 while it is off. Budget, demand and the
 intensity of its behaviours are AR(1) processes; campaigns start and stop by a
 Markov chain; advertisers leave for good with a hazard of their own. z is the
 exponential mean (decay 1/10 a day) of 2.5 log(1 + behaviour count), so what
@@ -98,6 +98,10 @@ _VIEW_SHAPE = 3.0
 _DECAY = 0.1
 # Brings z of a running campaign to about 1.
 _STRENGTH = 2.5
+# Most that size and behaviour add to a log rate. Without bounds three of 500
+# advertisers made up half of a minor scenario, and every mean over it.
+_LARGEST = 3.0
+_MOST_MOVED = 2.0
 # The world is the same for every seed; only advertisers are drawn anew.
 _WORLD_SEED = 20220221
 _CHUNK = 500
@@ -361,7 +365,7 @@ def _draw_advertisers(rng, world, count):
     pairs = (count, num_scenarios)
     category = rng.integers(CATEGORIES, size=count)
     return _Advertisers(
-        size=rng.normal(0, 1.3, count),
+        size=_bounded(rng.normal(0, 1.3, count), _LARGEST),
         quality=rng.normal(0, 0.5, count),
         category=category,
         seller_age=rng.gamma(2.0, 2.0, count),
@@ -429,7 +433,10 @@ def _advance(state, people, day, is_open, rng):
     intensity = intensity * people.joins[..., None]
     behavior = rng.poisson(intensity)
     # What is done today works from tomorrow on.
-    moved = np.einsum("...sk,...stk->...st", state.effect, people.weights)
+    moved = _bounded(
+        np.einsum("...sk,...stk->...st", state.effect, people.weights),
+        _MOST_MOVED,
+    )
     effect = (1 - _DECAY) * state.effect + _DECAY * _STRENGTH * np.log1p(
         behavior
     )
@@ -479,6 +486,11 @@ def _advance(state, people, day, is_open, rng):
     }
     after = _State(alive, running, budget, demand, mood, effect)
     return after, expected, happened
+
+
+def _bounded(values, most):
+    """Values between -most and most; small ones hardly change."""
+    return most * np.tanh(values / most)
 
 
 def _sigmoid(values):

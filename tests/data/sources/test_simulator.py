@@ -188,7 +188,7 @@ def test_command_writes_tables_that_validate(tmp_path, capsys):
     command = ["simulate", str(folder), "--advertisers", "40", "--days", "140"]
     assert cli.main(command) == 0
     assert cli.main(["validate", str(folder / "spec.yaml")]) == 0
-    assert "valid: 39 entities" in capsys.readouterr().out
+    assert "valid: 40 entities" in capsys.readouterr().out
 
 
 def test_a_run_can_simulate_its_data():
