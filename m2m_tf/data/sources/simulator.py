@@ -7,11 +7,11 @@ expected value given its state
     log rate_t = base_st + size_a + quality_a q_t + budget_ad
                  + own_as + demand_asd + season_ad + b(Σ_k W_stk(a) z_asdk)
 
-with b(x) = 2 tanh(x / 2), while its campaign in s is on, and 0 while it is off. Budget, demand and the
-intensity of its behaviours are AR(1) processes; campaigns start and stop by a
-Markov chain; advertisers leave for good with a hazard of their own. z is the
-exponential mean (decay 1/10 a day) of 2.5 log(1 + behaviour count), so what
-an advertiser does works for days.
+with b(x) = 2 tanh(x / 2), while its campaign in s is on, and 0 while it is
+off. Budget, demand and the intensity of its behaviours are AR(1) processes;
+campaigns start and stop by a Markov chain; advertisers leave for good with a
+hazard of their own. z is the exponential mean (decay 1/10 a day) of
+2.5 log(1 + behaviour count), so what an advertiser does works for days.
 
 W is the mechanism: how behaviour k moves task t in scenario s,
 
