@@ -277,6 +277,16 @@ def test_only_steps_with_changed_inputs_run_again(tmp_path, monkeypatch):
     ) == ["predict"]
 
 
+def test_another_format_of_records_is_written_anew(tmp_path, monkeypatch):
+    config = RunConfig(name="clinics", data=write_clinic_tables(tmp_path))
+    ran = []
+    fake_steps(monkeypatch, ran)
+    for version in ("1.0.0", "1.0.0", "9.0.0"):
+        monkeypatch.setattr(steps.tfds_builder.PanelSeries, "VERSION", version)
+        local_runner.run_pipeline(config, tmp_path / "runs", until="records")
+    assert ran == ["make_records"] * 2
+
+
 def test_a_source_adds_a_step_that_makes_tables():
     config = RunConfig(name="x", data={"name": "complete_journey"})
     assert make_steps(config)[0].name == "tables"
