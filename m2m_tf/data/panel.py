@@ -209,13 +209,14 @@ def iter_records(
         chunk_rows: Panel rows held at a time, about.
     """
     scenarios = _scenario_table(spec)
-    for chunk in range(count_chunks(spec, chunk_rows)):
-        rows, profile = _read_chunk(spec, chunk_rows, chunk)
+    num_chunks = count_chunks(spec, chunk_rows)
+    for chunk in range(num_chunks):
+        rows, profile = _read_chunk(spec, chunk, num_chunks)
         yield from _chunk_records(spec, rows, profile, scenarios)
 
 
 def iter_grids(
-    spec: DatasetSpec, entities: int, chunk: int, chunk_rows: int = _CHUNK_ROWS
+    spec: DatasetSpec, pairs: int, chunk: int = 0, num_chunks: int = 1
 ) -> Iterator[dict]:
     """Yields every scenario of some entities at a time, NumPy values.
 
@@ -225,9 +226,9 @@ def iter_grids(
 
     Args:
         spec: The dataset spec.
-        entities: Entities of a grid, G at most.
-        chunk: Which of the `count_chunks` chunks of entities.
-        chunk_rows: Panel rows held at a time, about.
+        pairs: Most pairs of a grid, G · S; one entity's are never parted.
+        chunk: Which chunk of the entities; its panel rows are held at once.
+        num_chunks: Number of chunks, see `count_chunks`.
 
     Yields:
         Dict of `entity` `[G]`, `scenario` `[S]`, `values` `[G, S, days,
@@ -235,7 +236,8 @@ def iter_grids(
     """
     scenarios = _scenario_table(spec)
     names = scenarios[spec.scenario].to_list()
-    rows, profile = _read_chunk(spec, chunk_rows, chunk)
+    entities = max(1, pairs // len(names))
+    rows, profile = _read_chunk(spec, chunk, num_chunks)
     every = pl.concat([rows[spec.entity], profile[spec.entity]])
     profile = (
         every.unique()
@@ -300,12 +302,7 @@ def count_pairs(spec: DatasetSpec) -> int:
         ]
     )
     count = entities.unique().select(pl.len()).collect().item()
-    return count * count_scenarios(spec)
-
-
-def count_scenarios(spec: DatasetSpec) -> int:
-    """Number of scenarios of the scenario table and of the panel."""
-    return len(_scenario_table(spec))
+    return count * len(_scenario_table(spec))
 
 
 def _rows_of_days(spec):
@@ -313,9 +310,8 @@ def _rows_of_days(spec):
     return read_panel(spec).filter(days)
 
 
-def _read_chunk(spec, chunk_rows, chunk):
+def _read_chunk(spec, chunk, num_chunks):
     """Rows of a chunk's entities, with day numbers, sorted; the profile's."""
-    num_chunks = count_chunks(spec, chunk_rows)
     in_chunk = pl.col(spec.entity).hash(seed=0) % num_chunks == chunk
     rows = _rows_of_days(spec).filter(in_chunk).collect()
     rows = rows.with_columns(

@@ -126,7 +126,7 @@ def cut_windows(spec: DatasetSpec, record: dict, cutoffs) -> dict:
         if name == schema.VALUES:
             continue
         tensor = tf.convert_to_tensor(tensor)
-        if name == schema.SCENARIO or name.startswith(schema.SCENARIO_PREFIX):
+        if _is_scenario_s(name):
             features[name] = tf.repeat(tensor, tf.size(cutoffs))
         else:
             features[name] = tf.repeat(tensor[None], num_rows)
@@ -162,12 +162,8 @@ def cut_latest(spec: DatasetSpec, grid: dict) -> dict:
     entity, scenario = np.divmod(np.arange(num_rows), num_scenarios)
     for name, values in grid.items():
         if name != schema.VALUES:
-            of_scenario = name == schema.SCENARIO or name.startswith(
-                schema.SCENARIO_PREFIX
-            )
-            features[name] = tf.gather(
-                values, scenario if of_scenario else entity
-            )
+            index = scenario if _is_scenario_s(name) else entity
+            features[name] = tf.gather(values, index)
     return features
 
 
@@ -216,6 +212,10 @@ def _split_by_dates(spec, cutoffs):
     validation = tuple(c for c in later if c + spec.horizon <= validation_end)
     test = tuple(c for c in later if c >= validation_end + spec.horizon)
     return train, validation, test
+
+
+def _is_scenario_s(name):
+    return name == schema.SCENARIO or name.startswith(schema.SCENARIO_PREFIX)
 
 
 def _columns(spec, names):

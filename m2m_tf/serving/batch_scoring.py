@@ -129,7 +129,7 @@ class _Scoring:
         self._spec = spec
         self._cutoff = cutoff
         self._vocabularies = vocabularies
-        self._chunk_rows = chunk_rows
+        self._num_chunks = panel.count_chunks(spec, chunk_rows)
         # It lives as long as its signature is used.
         self._model = tf.saved_model.load(str(version))
         self._predict = self._model.signatures[PREDICT]
@@ -145,7 +145,7 @@ class _Scoring:
             unit=" forecasts",
             mininterval=2,
         ) as bar:
-            for chunk in range(state["chunks"]):
+            for chunk in range(self._num_chunks):
                 # JSON has no whole numbers as keys.
                 if str(chunk) in state["parts"]:
                     continue
@@ -170,8 +170,7 @@ class _Scoring:
 
     def _state_of(self, folder):
         """What a folder holds of these very forecasts, or a blank state."""
-        chunks = panel.count_chunks(self._spec, self._chunk_rows)
-        blank = {"key": self._key(chunks), "chunks": chunks, "parts": {}}
+        blank = {"key": self._key(), "parts": {}}
         path = folder / _STATE_FILE
         if path.exists():
             state = files.read_json(path)
@@ -184,7 +183,7 @@ class _Scoring:
             "cutoff and these tables. Give another folder, or remove it."
         )
 
-    def _key(self, chunks):
+    def _key(self):
         """Of everything that the parts depend on."""
         spec = self._spec
         tables = [spec.panel, spec.profile, spec.scenarios]
@@ -192,7 +191,7 @@ class _Scoring:
         return fingerprint(
             spec,
             self._cutoff.isoformat(),
-            chunks,
+            self._num_chunks,
             # The hash that entities are dealt by may differ in another one.
             pl.__version__,
             [
@@ -213,8 +212,7 @@ class _Scoring:
         blank |= {"cutoff": pl.Date} | dict.fromkeys(outputs, pl.Float32)
         # A chunk that no entity's hash fell into has no other.
         tables = [pl.DataFrame(schema=blank)]
-        entities = max(1, BATCH // panel.count_scenarios(spec))
-        grids = panel.iter_grids(spec, entities, chunk, self._chunk_rows)
+        grids = panel.iter_grids(spec, BATCH, chunk, self._num_chunks)
         for grid, rows in _ahead(
             (grid, windows.cut_latest(spec, grid)) for grid in grids
         ):

@@ -244,7 +244,7 @@ def test_grids_hold_all_pairs_and_the_records_values(clinic_spec):
     assert num_chunks > 1
     seen = set()
     for chunk in range(num_chunks):
-        for grid in panel.iter_grids(clinic_spec, 2, chunk, 300):
+        for grid in panel.iter_grids(clinic_spec, 6, chunk, num_chunks):
             names = list(grid["scenario"])
             assert len(names) == 3 and len(grid["entity"]) <= 2
             for index, entity in enumerate(grid["entity"]):

@@ -101,7 +101,6 @@ def test_interrupted_it_tells_what_is_finished(config, folders, monkeypatch):
     assert "| mmoe | 1 |" in page.read_text()
 
 
-@pytest.mark.slow
 def test_files_of_rivals_outlive_changes_of_m2m_alone(config, tmp_path):
     def key(study, model):
         return compare._Study(study, tmp_path, tmp_path, print)._key(model, {})
@@ -115,6 +114,7 @@ def test_files_of_rivals_outlive_changes_of_m2m_alone(config, tmp_path):
     assert key(changed, "mmoe") != key(config, "mmoe")
 
 
+@pytest.mark.slow
 def test_sweeps_train_m2m_with_each_value(config, folders):
     for sweep in config.sweeps:
         run_study(config, folders / "results", folders / "runs", sweep=sweep)

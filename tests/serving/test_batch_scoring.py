@@ -199,3 +199,21 @@ def test_bad_rows_are_refused_and_nothing_is_left(exported, tmp_path):
 def test_folder_without_a_model(clinic_spec, tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no SavedModel"):
         score(tmp_path, clinic_spec, tmp_path)
+
+
+def test_only_rows_that_are_read_must_be_right(exported, tmp_path):
+    spec = DatasetSpec.load(write_clinic_tables(tmp_path / "tables"))
+    days = pl.col(spec.date)
+    first = spec.end - datetime.timedelta(days=spec.lookback - 1)
+    rows = pl.read_parquet(spec.panel)
+
+    def spoil(wrong):
+        rows.with_columns(
+            fees=pl.when(wrong).then(-1.0).otherwise(pl.col("fees"))
+        ).write_parquet(spec.panel)
+
+    spoil(days < first)
+    assert score(exported, spec, tmp_path).height == 36
+    spoil(days <= first)
+    with pytest.raises(panel.DataValidationError, match="fees"):
+        score(exported, spec, tmp_path)

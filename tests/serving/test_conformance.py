@@ -20,6 +20,7 @@ import pytest
 import tensorflow as tf
 from local_server import (
     NAME,
+    ROWS,
     Server,
     by_row,
     check_forecasts,
@@ -38,8 +39,6 @@ from m2m_tf.export import CONTRACT_FILE, draw_rows
 from m2m_tf.serving.client import Client, RequestError
 from m2m_tf.serving.model_store import LoadedModel
 from m2m_tf.versions import latest_version
-
-_ROWS = 5
 
 
 @dataclasses.dataclass
@@ -75,7 +74,7 @@ class Target:
     def examples(self):
         return [
             example_of({name: x[row] for name, x in self.rows.items()})
-            for row in range(_ROWS)
+            for row in range(ROWS)
         ]
 
 
@@ -85,12 +84,16 @@ def target(request):
         folder = pathlib.Path(os.environ["M2M_TF_MODEL"]).resolve()
         server = Server(os.environ["M2M_TF_REST"], os.environ["M2M_TF_GRPC"])
         name = folder.name
+        rows = None
     else:
         folder = request.getfixturevalue("exported")
         server, name = request.getfixturevalue("server"), NAME
+        # Real ones, some of whose numbers are not known.
+        rows = request.getfixturevalue("raw")
     version = latest_version(folder)
     contract = files.read_json(version / CONTRACT_FILE)
-    rows = draw_rows(contract, _ROWS)
+    if rows is None:
+        rows = draw_rows(contract, ROWS)
     model = LoadedModel(version)
     return Target(server, name, model.version, contract, rows, model)
 
@@ -236,9 +239,9 @@ def without(columns, name):
 MALFORMED = {
     "truncated": lambda columns: None,
     "missing": lambda columns: without(columns, "cutoff"),
-    "extra": lambda columns: columns | {"weather": [1] * _ROWS},
-    "dtype": lambda columns: columns | {"cutoff": ["a"] * _ROWS},
-    "shape": lambda columns: columns | {"behavior_sequence": [[1.0]] * _ROWS},
+    "extra": lambda columns: columns | {"weather": [1] * ROWS},
+    "dtype": lambda columns: columns | {"cutoff": ["a"] * ROWS},
+    "shape": lambda columns: columns | {"behavior_sequence": [[1.0]] * ROWS},
     "rows": lambda columns: columns | {"cutoff": [40]},
 }
 
