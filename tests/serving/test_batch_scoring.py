@@ -214,6 +214,6 @@ def test_only_rows_that_are_read_must_be_right(exported, tmp_path):
 
     spoil(days < first)
     assert score(exported, spec, tmp_path).height == 36
-    spoil(days <= first)
+    spoil(days <= spec.end)
     with pytest.raises(panel.DataValidationError, match="fees"):
         score(exported, spec, tmp_path)
