@@ -6,10 +6,12 @@ r"""What batch scoring from tables adds to the bare SavedModel call.
 Alternates scorings of all tables with bare calls on the same number of rows,
 already in memory, in the same process and batches; tells medians of the
 ratios. A scoring reads and validates the tables, cuts the windows, asks the
-model and writes Parquet.
+model and writes Parquet. `--copies` has every entity that many times, each
+under an id of its own.
 """
 
 import argparse
+import dataclasses
 import os
 import pathlib
 import tempfile
@@ -18,6 +20,7 @@ import time
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
 import numpy as np
+import polars as pl
 import tensorflow as tf
 
 from m2m_tf import __version__, files
@@ -33,6 +36,7 @@ def main():
     parser.add_argument("model", type=pathlib.Path)
     parser.add_argument("spec", type=pathlib.Path, help="of tables to score")
     parser.add_argument("--times", type=int, default=5)
+    parser.add_argument("--copies", type=int, default=10)
     parser.add_argument("--output", type=pathlib.Path, help="Markdown file")
     options = parser.parse_args()
     version = latest_version(options.model)
@@ -42,6 +46,8 @@ def main():
     rows = draw_rows(contract, size)
     seconds = {"load": [], "bare": [], "scoring": []}
     with tempfile.TemporaryDirectory() as folder:
+        if options.copies > 1:
+            spec = copied(spec, options.copies, pathlib.Path(folder))
         for number in range(options.times + 1):
             started = time.perf_counter()
             model = tf.saved_model.load(str(version))
@@ -64,6 +70,22 @@ def main():
         files.write_text(options.output, text)
 
 
+def copied(spec, copies, folder):
+    """The spec of tables in which every entity stands `copies` times."""
+    paths = {}
+    for table in ("panel", "profile"):
+        rows = pl.read_parquet(getattr(spec, table))
+        entity = pl.col(spec.entity).cast(pl.String)
+        paths[table] = folder / f"{table}.parquet"
+        pl.concat(
+            [
+                rows.with_columns(pl.format("{}_{}", entity, pl.lit(copy)))
+                for copy in range(copies)
+            ]
+        ).write_parquet(paths[table])
+    return dataclasses.replace(spec, **paths)
+
+
 def bare(predict, rows):
     told = predict(**{name: tf.constant(x) for name, x in rows.items()})
     return {name: values.numpy() for name, values in told.items()}
@@ -76,10 +98,11 @@ def report(seconds, count, version, options):
     lines = [
         "# Batch scoring: what tables add to the bare call",
         "",
-        f"`python benchmarks/batch_scoring.py {options.model} {options.spec}`, "
+        f"`python benchmarks/batch_scoring.py {options.model} {options.spec} "
+        f"--copies {options.copies} --times {options.times}`, "
         f"version {version.name}, m2m_tf {__version__}, {os.cpu_count()} "
-        f"cores, {count:,} forecasts, {options.times} times, alternating. "
-        "Ratios are medians over pairs with the bare call in the same run.",
+        f"cores, {count:,} forecasts, alternating. Ratios are medians over "
+        "pairs with the bare call in the same run.",
         "",
         "| | s | ratio to bare | forecasts/s |",
         "|---|---:|---:|---:|",

@@ -32,7 +32,7 @@ def test_all_scenarios_at_once_are_each_by_itself(clinic_data, signatures):
     spec = clinic_data.spec
     (cutoff,) = clinic_data.splits.test[:1]
     until = dataclasses.replace(spec, end=windows.date_of(spec, cutoff))
-    (grid,) = panel.iter_grids(until, 1000)
+    (grid,) = panel.Grids(until).read(0, 1000)
     rows = {k: x.numpy() for k, x in windows.cut_latest(until, grid).items()}
     names = clinic_data.preprocessor.scenario_names[1:]
     entities = sorted(set(rows["entity"]))[:5]

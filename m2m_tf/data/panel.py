@@ -212,79 +212,100 @@ def iter_records(
     num_chunks = count_chunks(spec, chunk_rows)
     for chunk in range(num_chunks):
         rows, profile = _read_chunk(spec, chunk, num_chunks)
+        rows = rows.sort(spec.entity, spec.scenario, "_day")
         yield from _chunk_records(spec, rows, profile, scenarios)
 
 
-def iter_grids(
-    spec: DatasetSpec, pairs: int, chunk: int = 0, num_chunks: int = 1
-) -> Iterator[dict]:
-    """Yields every scenario of some entities at a time, NumPy values.
+class Grids:
+    """Every scenario of every entity as arrays, some entities at a time.
 
-    It holds each scenario of the scenario table and of the panel and each
+    They hold each scenario of the scenario table and of the panel and each
     entity of the panel and of the profile, with zeros where the panel has no
     row.
 
     Args:
         spec: The dataset spec.
-        pairs: Most pairs of a grid, G · S; one entity's are never parted.
-        chunk: Which chunk of the entities; its panel rows are held at once.
-        num_chunks: Number of chunks, see `count_chunks`.
+        chunk_rows: Panel rows held at a time, about.
 
-    Yields:
-        Dict of `entity` `[G]`, `scenario` `[S]`, `values` `[G, S, days,
-        columns]`, attributes of scenarios `[S]` and of entities `[G]`.
+    Attributes:
+        num_chunks: Number of chunks of the entities.
+        num_pairs: Number of (entity, scenario) in all chunks.
     """
-    scenarios = _scenario_table(spec)
-    names = scenarios[spec.scenario].to_list()
-    entities = max(1, pairs // len(names))
-    rows, profile = _read_chunk(spec, chunk, num_chunks)
-    every = pl.concat([rows[spec.entity], profile[spec.entity]])
-    profile = (
-        every.unique()
-        .sort()
-        .to_frame()
-        .join(profile, on=spec.entity, how="left", maintain_order="left")
-        .with_columns(
-            pl.col(spec.profile_columns.categorical).fill_null(""),
-            pl.col(spec.profile_columns.numeric).fill_null(float("nan")),
+
+    def __init__(self, spec: DatasetSpec, chunk_rows: int = _CHUNK_ROWS):
+        self._spec = spec
+        self._scenarios = _scenario_table(spec)
+        self.num_chunks = count_chunks(spec, chunk_rows)
+        entities = pl.concat(
+            [
+                _rows_of_days(spec).select(spec.entity),
+                read_profile(spec).lazy().select(spec.entity),
+            ]
         )
-    )
-    number = rows.select(spec.entity).join(
-        profile.select(spec.entity).with_row_index("_number"),
-        on=spec.entity,
-        how="left",
-        maintain_order="left",
-    )["_number"]
-    position = {name: index for index, name in enumerate(names)}
-    # Rows are sorted by entity: those of a grid lie next to each other.
-    number = number.to_numpy()
-    scenario = rows[spec.scenario].replace_strict(
-        position, return_dtype=pl.Int64
-    )
-    scenario, day = scenario.to_numpy(), rows["_day"].to_numpy()
-    columns = rows.select(spec.value_columns).to_numpy()
-    attributes = {
-        schema.SCENARIO_PREFIX + name: scenarios[name].to_numpy()
-        for name in spec.scenario_columns.names
-    }
-    for first in range(0, len(profile), entities):
-        grid = profile[first : first + entities]
-        values = np.zeros(
-            (len(grid), len(names), spec.num_days, len(spec.value_columns)),
-            np.float32,
+        count = entities.select(pl.col(spec.entity).n_unique()).collect()
+        self.num_pairs = count.item() * len(self._scenarios)
+
+    def read(self, chunk: int, pairs: int) -> Iterator[dict]:
+        """Yields the grids of a chunk, whose panel rows are held at once.
+
+        Args:
+            chunk: Number of the chunk, below `num_chunks`.
+            pairs: Most pairs of a grid, G · S; one entity's are never parted.
+
+        Yields:
+            Dict of `entity` `[G]`, `scenario` `[S]`, `values` `[G, S, days,
+            columns]`, attributes of scenarios `[S]` and of entities `[G]`.
+        """
+        spec, scenarios = self._spec, self._scenarios
+        names = scenarios[spec.scenario].to_list()
+        entities = max(1, pairs // len(names))
+        rows, profile = _read_chunk(spec, chunk, self.num_chunks)
+        every = pl.concat([rows[spec.entity], profile[spec.entity]])
+        profile = (
+            every.unique()
+            .sort()
+            .to_frame()
+            .join(profile, on=spec.entity, how="left", maintain_order="left")
+            .with_columns(
+                pl.col(spec.profile_columns.categorical).fill_null(""),
+                pl.col(spec.profile_columns.numeric).fill_null(float("nan")),
+            )
         )
-        its = slice(*np.searchsorted(number, [first, first + entities]))
-        values[number[its] - first, scenario[its], day[its]] = columns[its]
-        yield {
-            schema.ENTITY: grid[spec.entity].to_numpy(),
-            schema.SCENARIO: np.array(names, object),
-            schema.VALUES: values,
-            **attributes,
-            **{
-                schema.PROFILE_PREFIX + name: grid[name].to_numpy()
-                for name in spec.profile_columns.names
-            },
+        position = {name: index for index, name in enumerate(names)}
+        # Rows of a grid must lie next to each other; a number is sorted in
+        # a quarter of the time of an id.
+        rows = rows.join(
+            profile.select(spec.entity).with_row_index("_number"),
+            on=spec.entity,
+        ).sort("_number")
+        number = rows["_number"].to_numpy()
+        scenario = rows[spec.scenario].replace_strict(
+            position, return_dtype=pl.Int64
+        )
+        scenario, day = scenario.to_numpy(), rows["_day"].to_numpy()
+        columns = rows.select(spec.value_columns).to_numpy()
+        attributes = {
+            schema.SCENARIO_PREFIX + name: scenarios[name].to_numpy()
+            for name in spec.scenario_columns.names
         }
+        for first in range(0, len(profile), entities):
+            grid = profile[first : first + entities]
+            values = np.zeros(
+                (len(grid), len(names), spec.num_days, columns.shape[1]),
+                np.float32,
+            )
+            its = slice(*np.searchsorted(number, [first, first + entities]))
+            values[number[its] - first, scenario[its], day[its]] = columns[its]
+            yield {
+                schema.ENTITY: grid[spec.entity].to_numpy(),
+                schema.SCENARIO: np.array(names, object),
+                schema.VALUES: values,
+                **attributes,
+                **{
+                    schema.PROFILE_PREFIX + name: grid[name].to_numpy()
+                    for name in spec.profile_columns.names
+                },
+            }
 
 
 def count_chunks(spec: DatasetSpec, chunk_rows: int = _CHUNK_ROWS) -> int:
@@ -293,30 +314,18 @@ def count_chunks(spec: DatasetSpec, chunk_rows: int = _CHUNK_ROWS) -> int:
     return max(1, math.ceil(num_rows / chunk_rows))
 
 
-def count_pairs(spec: DatasetSpec) -> int:
-    """Number of (entity, scenario) that all grids hold (`iter_grids`)."""
-    entities = pl.concat(
-        [
-            _rows_of_days(spec).select(spec.entity),
-            read_profile(spec).lazy().select(spec.entity),
-        ]
-    )
-    count = entities.unique().select(pl.len()).collect().item()
-    return count * len(_scenario_table(spec))
-
-
 def _rows_of_days(spec):
     days = pl.col(spec.date).is_between(spec.start, spec.end)
     return read_panel(spec).filter(days)
 
 
 def _read_chunk(spec, chunk, num_chunks):
-    """Rows of a chunk's entities, with day numbers, sorted; the profile's."""
+    """Rows of a chunk's entities, with day numbers, and of the profile."""
     in_chunk = pl.col(spec.entity).hash(seed=0) % num_chunks == chunk
     rows = _rows_of_days(spec).filter(in_chunk).collect()
     rows = rows.with_columns(
         (pl.col(spec.date) - spec.start).dt.total_days().alias("_day")
-    ).sort(spec.entity, spec.scenario, "_day")
+    )
     return rows, read_profile(spec).filter(in_chunk)
 
 
@@ -505,33 +514,62 @@ def _panel_problems(spec, only_days):
             "holds instants, not days; convert them to the local trading day "
             "first",
         )
-    problems += _find(
-        frame.group_by(
-            pl.col(spec.entity).cast(pl.String),
-            pl.col(spec.scenario).cast(pl.String),
-            date,
-        ).len(),
-        path,
-        f"({spec.entity}, {spec.scenario}, {spec.date})",
-        (pl.col("len") > 1) & pl.col(spec.date).is_not_null(),
-        "keys stand on more than one row; add the rows up",
-        show=pl.format(
-            "{}, {}, {}",
-            pl.col(spec.entity),
-            pl.col(spec.scenario),
-            pl.col(spec.date),
-        ),
+    keys = (
+        pl.col(spec.entity).cast(pl.String),
+        pl.col(spec.scenario).cast(pl.String),
+        date,
     )
-    problems += _number_problems(frame, path, spec.value_columns)
-    for name in dict.fromkeys(task.column for task in spec.tasks):
+    if _may_repeat(frame, keys):
         problems += _find(
-            frame,
+            frame.group_by(keys).len(),
             path,
-            name,
-            pl.col(name).cast(pl.Float64, strict=False) < 0,
-            "is a label and must not be negative",
+            f"({spec.entity}, {spec.scenario}, {spec.date})",
+            (pl.col("len") > 1) & pl.col(spec.date).is_not_null(),
+            "keys stand on more than one row; add the rows up",
+            show=pl.format("{}, {}, {}", spec.entity, spec.scenario, spec.date),
         )
+    suspects = _suspicious_columns(frame, spec.value_columns)
+    problems += _number_problems(frame, path, suspects)
+    labels = {task.column for task in spec.tasks}
+    for name in suspects:
+        if name in labels:
+            problems += _find(
+                frame,
+                path,
+                name,
+                pl.col(name).cast(pl.Float64, strict=False) < 0,
+                "is a label and must not be negative",
+            )
     return problems
+
+
+def _may_repeat(frame, keys):
+    """Whether keys may stand on two rows: in a third of an exact search.
+
+    Equal keys have equal hashes, so as many hashes as rows rule it out.
+    """
+    hashes = pl.struct(keys).hash(seed=0)
+    return frame.select(hashes.n_unique() < pl.len()).collect().item()
+
+
+def _suspicious_columns(frame, columns):
+    """Columns that may hold a value that is no finite number, or negative.
+
+    One pass instead of one for each column and check: a sum is finite only if
+    all its terms are.
+    """
+    values = [pl.col(name).cast(pl.Float64, strict=False) for name in columns]
+    found = frame.select(
+        (
+            ~value.sum().is_finite()
+            | (value.null_count() > 0)
+            | (value.min() < 0)
+        )
+        .fill_null(False)
+        .alias(name)
+        for name, value in zip(columns, values, strict=True)
+    ).collect()
+    return [name for name in columns if found[name].item()]
 
 
 def _range_problems(spec):

@@ -126,7 +126,7 @@ def cut_windows(spec: DatasetSpec, record: dict, cutoffs) -> dict:
         if name == schema.VALUES:
             continue
         tensor = tf.convert_to_tensor(tensor)
-        if _is_scenario_s(name):
+        if is_scenario_s(name):
             features[name] = tf.repeat(tensor, tf.size(cutoffs))
         else:
             features[name] = tf.repeat(tensor[None], num_rows)
@@ -141,7 +141,7 @@ def cut_latest(spec: DatasetSpec, grid: dict) -> dict:
 
     Args:
         spec: The dataset spec.
-        grid: G entities in S scenarios each (`panel.iter_grids`).
+        grid: G entities in S scenarios each (`panel.Grids`).
 
     Returns:
         Dict of tensors with `G · S` rows, entity-major: the raw features
@@ -157,12 +157,12 @@ def cut_latest(spec: DatasetSpec, grid: dict) -> dict:
         name: tf.reshape(tensor, [num_rows, *tensor.shape[2:]])
         for name, tensor in _sequences(spec, past, scenario_axis=1).items()
     }
-    for name, value in _time_features(spec, tf.constant([last])).items():
-        features[name] = tf.repeat(value, num_rows)
+    for name, value in _time_features(spec, tf.constant(last)).items():
+        features[name] = tf.fill([num_rows], value)
     entity, scenario = np.divmod(np.arange(num_rows), num_scenarios)
     for name, values in grid.items():
         if name != schema.VALUES:
-            index = scenario if _is_scenario_s(name) else entity
+            index = scenario if is_scenario_s(name) else entity
             features[name] = tf.gather(values, index)
     return features
 
@@ -214,7 +214,8 @@ def _split_by_dates(spec, cutoffs):
     return train, validation, test
 
 
-def _is_scenario_s(name):
+def is_scenario_s(name: str) -> bool:
+    """Whether a raw feature belongs to the scenario, not to the entity."""
     return name == schema.SCENARIO or name.startswith(schema.SCENARIO_PREFIX)
 
 

@@ -3,6 +3,7 @@
 Needs the SavedModel and TensorFlow, but no layer of this library.
 """
 
+import collections
 import concurrent.futures
 import dataclasses
 import datetime
@@ -11,6 +12,7 @@ import os
 import pathlib
 import shutil
 
+import numpy as np
 import polars as pl
 import tensorflow as tf
 from tqdm import tqdm
@@ -24,6 +26,10 @@ from m2m_tf.versions import latest_version
 
 # Rows of a call of the model.
 BATCH = 1024
+# Batches cut before they are asked for: enough to hide the reading of the
+# next chunk behind the model's work on this one.
+_BATCHES_AHEAD = 16
+_END_OF_CHUNK = object()
 _PARTS = "part-*.parquet"
 _STATE_FILE = "scoring.json"
 
@@ -129,7 +135,7 @@ class _Scoring:
         self._spec = spec
         self._cutoff = cutoff
         self._vocabularies = vocabularies
-        self._num_chunks = panel.count_chunks(spec, chunk_rows)
+        self._grids = panel.Grids(spec, chunk_rows)
         # It lives as long as its signature is used.
         self._model = tf.saved_model.load(str(version))
         self._predict = self._model.signatures[PREDICT]
@@ -139,17 +145,22 @@ class _Scoring:
         state = self._state_of(folder)
         folder.mkdir(parents=True, exist_ok=True)
         with tqdm(
-            total=panel.count_pairs(self._spec),
+            total=self._grids.num_pairs,
             initial=sum(x["forecasts"] for x in state["parts"].values()),
             desc="scoring",
             unit=" forecasts",
             mininterval=2,
         ) as bar:
-            for chunk in range(self._num_chunks):
-                # JSON has no whole numbers as keys.
-                if str(chunk) in state["parts"]:
-                    continue
-                table, unknown = self._score(chunk, bar)
+            # JSON has no whole numbers as keys.
+            missing = [
+                chunk
+                for chunk in range(self._grids.num_chunks)
+                if str(chunk) not in state["parts"]
+            ]
+            cut = _ahead(self._cut(missing), _BATCHES_AHEAD)
+            for chunk in missing:
+                batches = iter(cut.__next__, _END_OF_CHUNK)
+                table, unknown = self._score(batches, bar)
                 path = folder / f"part-{chunk:06d}.parquet"
                 with files.replacing(path) as temporary:
                     table.write_parquet(temporary)
@@ -191,7 +202,7 @@ class _Scoring:
         return fingerprint(
             spec,
             self._cutoff.isoformat(),
-            self._num_chunks,
+            self._grids.num_chunks,
             # The hash that entities are dealt by may differ in another one.
             pl.__version__,
             [
@@ -200,59 +211,73 @@ class _Scoring:
             ],
         )
 
-    def _score(self, chunk, bar):
+    def _cut(self, chunks):
+        """Grids and their windows, with a mark after those of a chunk."""
+        for chunk in chunks:
+            for grid in self._grids.read(chunk, BATCH):
+                rows = windows.cut_latest(self._spec, grid)
+                del grid[schema.VALUES]
+                yield grid, rows
+            yield _END_OF_CHUNK
+
+    def _score(self, batches, bar):
         """Forecasts of a chunk, and how often each input was unknown."""
         spec = self._spec
         names = list(schema.raw_features(spec))
         outputs = _in_task_order(
             self._predict.structured_outputs, spec.task_names
         )
-        unknown = dict.fromkeys(self._vocabularies, 0)
-        blank = {spec.entity: pl.String, spec.scenario: pl.String}
-        blank |= {"cutoff": pl.Date} | dict.fromkeys(outputs, pl.Float32)
-        # A chunk that no entity's hash fell into has no other.
-        tables = [pl.DataFrame(schema=blank)]
-        grids = panel.iter_grids(spec, BATCH, chunk, self._num_chunks)
-        for grid, rows in _ahead(
-            (grid, windows.cut_latest(spec, grid)) for grid in grids
-        ):
-            told = self._predict(**{name: rows[name] for name in names})
-            ids, scenarios = (
-                pl.DataFrame({column: grid[name].tolist()}, {column: pl.String})
-                for column, name in (
-                    (spec.entity, schema.ENTITY),
-                    (spec.scenario, schema.SCENARIO),
-                )
+        told = {name: [] for name in outputs}
+        grids = []
+        for grid, rows in batches:
+            answer = self._predict(**{name: rows[name] for name in names})
+            for name in outputs:
+                told[name].append(answer[name].numpy()[:, 0])
+            grids.append(grid)
+            bar.update(len(told[outputs[0]][-1]))
+        ids, scenarios = (
+            _strings(column, grids, name)
+            for column, name in (
+                (spec.entity, schema.ENTITY),
+                (spec.scenario, schema.SCENARIO),
             )
-            table = ids.join(
-                scenarios, how="cross", maintain_order="left_right"
-            ).with_columns(
-                pl.lit(self._cutoff).alias("cutoff"),
-                *[
-                    pl.Series(name, told[name].numpy()[:, 0])
-                    for name in outputs
-                ],
-            )
-            tables.append(table)
-            for name, known in self._vocabularies.items():
-                # Of an entity or of a scenario: each stands in many rows.
-                values = pl.Series(grid[name].tolist(), dtype=pl.String)
-                unknown[name] += (
-                    int((~values.is_in(known)).sum())
-                    * len(table)
-                    // len(values)
-                )
-            bar.update(len(table))
-        return pl.concat(tables), unknown
+        )
+        table = ids.join(
+            scenarios, how="cross", maintain_order="left_right"
+        ).with_columns(
+            pl.lit(self._cutoff).alias("cutoff"),
+            *[
+                pl.Series(name, np.concatenate(told[name] or [[]]), pl.Float32)
+                for name in outputs
+            ],
+        )
+        unknown = {}
+        for name, known in self._vocabularies.items():
+            # Of an entity or of a scenario: each stands in many rows.
+            values = _strings(name, grids, name)[name]
+            count = int((~values.is_in(known)).sum())
+            unknown[name] = count * len(table) // max(len(values), 1)
+        return table, unknown
 
 
-def _ahead(items):
-    """The items; a thread makes the next one while one is worked on."""
+def _strings(column, grids, name):
+    """A column of what the grids of a chunk tell by entity or scenario."""
+    if windows.is_scenario_s(name):
+        # All grids have the same ones.
+        grids = grids[:1]
+    values = [value for grid in grids for value in grid[name].tolist()]
+    return pl.DataFrame({column: values}, {column: pl.String})
+
+
+def _ahead(items, depth):
+    """The items; a thread makes the next ones while one is worked on."""
     items = iter(items)
     with concurrent.futures.ThreadPoolExecutor(1) as pool:
-        coming = pool.submit(next, items, None)
-        while (item := coming.result()) is not None:
-            coming = pool.submit(next, items, None)
+        coming = collections.deque(
+            pool.submit(next, items, None) for _ in range(depth)
+        )
+        while (item := coming.popleft().result()) is not None:
+            coming.append(pool.submit(next, items, None))
             yield item
 
 

@@ -240,11 +240,11 @@ def test_chunks_do_not_change_the_records(clinic_spec):
 
 def test_grids_hold_all_pairs_and_the_records_values(clinic_spec):
     records = {r["entity"]: r for r in panel.iter_records(clinic_spec)}
-    num_chunks = panel.count_chunks(clinic_spec, 300)
-    assert num_chunks > 1
+    grids = panel.Grids(clinic_spec, chunk_rows=300)
+    assert grids.num_chunks > 1
     seen = set()
-    for chunk in range(num_chunks):
-        for grid in panel.iter_grids(clinic_spec, 6, chunk, num_chunks):
+    for chunk in range(grids.num_chunks):
+        for grid in grids.read(chunk, 6):
             names = list(grid["scenario"])
             assert len(names) == 3 and len(grid["entity"]) <= 2
             for index, entity in enumerate(grid["entity"]):
@@ -271,6 +271,7 @@ def test_grids_hold_all_pairs_and_the_records_values(clinic_spec):
                     if key.startswith("profile_"):
                         assert_same(record[key], grid[key][index])
     assert len(seen) == 12
+    assert grids.num_pairs == 3 * len(seen)
 
 
 def assert_same(one, other):

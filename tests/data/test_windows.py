@@ -23,7 +23,7 @@ def cut(spec, record, cutoffs):
 def test_latest_windows_are_those_of_the_last_day(clinic_spec, days):
     end = clinic_spec.start + datetime.timedelta(days=days - 1)
     spec = dataclasses.replace(clinic_spec, end=end)
-    (grid,) = panel.iter_grids(spec, 1000)
+    (grid,) = panel.Grids(spec).read(0, 1000)
     latest = windows.cut_latest(spec, grid)
     assert set(latest) == {*schema.raw_features(spec), schema.ENTITY}
     count = len(grid[schema.SCENARIO])
