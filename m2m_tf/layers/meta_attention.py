@@ -86,9 +86,8 @@ class MetaAttention(keras.layers.Layer):
         self, expert_views_shape, task_views_shape, scenario_knowledge_shape
     ):
         self._check_shapes(expert_views_shape, task_views_shape)
-        batch, num_experts, expert_dim = expert_views_shape
         num_tasks, task_dim = task_views_shape
-        pair_dim = expert_dim + task_dim
+        pair_dim = expert_views_shape[-1] + task_dim
         self.meta_unit = TaskMetaUnit(
             self.num_meta_layers,
             rank=self.rank,
@@ -100,7 +99,7 @@ class MetaAttention(keras.layers.Layer):
             name="meta_unit",
         )
         self.meta_unit.build(
-            (batch, num_tasks, num_experts, pair_dim), scenario_knowledge_shape
+            expert_views_shape, scenario_knowledge_shape, task_views_shape
         )
         # No bias beside v: the softmax would cancel it. Variance
         # 1 / pair_dim, so that scores start with variance about 1.
@@ -118,8 +117,7 @@ class MetaAttention(keras.layers.Layer):
         scenario_knowledge,
         return_attention_scores=False,
     ):
-        pairs = self._pair_experts_and_tasks(expert_views, task_views)
-        hidden = self.meta_unit(pairs, scenario_knowledge)
+        hidden = self.meta_unit(expert_views, scenario_knowledge, task_views)
         # [batch, num_tasks, num_experts, pair_dim]
         # @ [num_tasks or 1, pair_dim, 1]
         scores = ops.matmul(hidden, ops.expand_dims(self.score_vector, -1))
@@ -133,17 +131,6 @@ class MetaAttention(keras.layers.Layer):
         if return_attention_scores:
             return outputs, attention_scores
         return outputs
-
-    def _pair_experts_and_tasks(self, expert_views, task_views):
-        """[E_i ‖ T_t] for every t and i: [batch, tasks, experts, d1 + d2]."""
-        num_experts = expert_views.shape[1]
-        num_tasks = task_views.shape[0]
-        experts = ops.tile(
-            ops.expand_dims(expert_views, axis=1), (1, num_tasks, 1, 1)
-        )
-        tasks = ops.reshape(task_views, (1, num_tasks, 1, -1))
-        tasks = ops.tile(tasks, (ops.shape(expert_views)[0], 1, num_experts, 1))
-        return ops.concatenate([experts, tasks], axis=-1)
 
     def _check_shapes(self, expert_views_shape, task_views_shape):
         if len(expert_views_shape) != 3 or None in expert_views_shape[1:]:

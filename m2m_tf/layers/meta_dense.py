@@ -63,13 +63,18 @@ class MetaDense(keras.layers.Layer):
     Call arguments:
         inputs: h, float tensor `[batch, ..., d_in]`.
         scenario_knowledge: S, float tensor `[batch, d]`.
+        shared_inputs: Float tensor `[num_shared, d_shared]`, without a batch
+            axis. With it h is every pair [row ‖ shared row] of a row of
+            `inputs`, `[batch, rows, d_rows]`, and one of these. A pair's
+            product is the sum of two, so this costs less than to make the
+            pairs, and less than half in generating.
 
     Input shape:
         `[batch, ..., d_in]` and `[batch, d]`. When there are two or more
         axes between the first and the last, their sizes must be known.
 
     Output shape:
-        `[batch, ..., units]`.
+        `[batch, ..., units]`; of pairs `[batch, num_shared, rows, units]`.
 
     Example:
 
@@ -95,9 +100,15 @@ class MetaDense(keras.layers.Layer):
         self.kernel_initializer = initializers.get(kernel_initializer)
         self.generator_regularizer = regularizers.get(generator_regularizer)
 
-    def build(self, inputs_shape, scenario_knowledge_shape):
-        self._check_shapes(inputs_shape, scenario_knowledge_shape)
+    def build(
+        self, inputs_shape, scenario_knowledge_shape, shared_inputs_shape=None
+    ):
+        self._check_shapes(
+            inputs_shape, scenario_knowledge_shape, shared_inputs_shape
+        )
         input_dim = inputs_shape[-1]
+        if shared_inputs_shape is not None:
+            input_dim += shared_inputs_shape[-1]
         knowledge_dim = scenario_knowledge_shape[-1]
         self.kernel_base = self._add_generator_weight(
             "kernel_base",
@@ -126,43 +137,87 @@ class MetaDense(keras.layers.Layer):
             "bias_base", (self.units,), "zeros"
         )
 
-    def call(self, inputs, scenario_knowledge):
-        middle_shape = inputs.shape[1:-1]
-        input_dim = inputs.shape[-1]
+    def call(self, inputs, scenario_knowledge, shared_inputs=None):
         scenario_knowledge = scenario_knowledge / scenario_knowledge.shape[-1]
-        # One matrix product per sample: [batch, rows, d_in], where `rows`
-        # are all axes between the first and the last.
-        hidden = inputs
-        if len(middle_shape) != 1:
-            rows = math.prod(middle_shape)
-            hidden = ops.reshape(inputs, (-1, rows, input_dim))
-
-        if self.rank is None:
-            outputs = self._full_rank_product(hidden, scenario_knowledge)
-        else:
-            outputs = self._low_rank_product(hidden, scenario_knowledge)
         bias = ops.matmul(scenario_knowledge, self.bias_generator)
-        outputs = outputs + ops.expand_dims(bias + self.bias_base, axis=1)
-
-        if len(middle_shape) != 1:
-            outputs = ops.reshape(outputs, (-1, *middle_shape, self.units))
-        return self.activation(outputs)
-
-    def _full_rank_product(self, hidden, scenario_knowledge):
-        kernel = ops.reshape(
-            ops.matmul(scenario_knowledge, self.kernel_generator),
-            (-1, *self.kernel_base.shape),
+        bias = ops.expand_dims(bias + self.bias_base, axis=1)
+        if shared_inputs is None:
+            # One matrix product per sample: [batch, rows, d_in], where `rows`
+            # are all axes between the first and the last.
+            middle_shape = inputs.shape[1:-1]
+            hidden = inputs
+            if len(middle_shape) != 1:
+                rows = math.prod(middle_shape)
+                hidden = ops.reshape(inputs, (-1, rows, inputs.shape[-1]))
+            outputs = bias + self._product(
+                hidden, scenario_knowledge, slice(None)
+            )
+            if len(middle_shape) != 1:
+                outputs = ops.reshape(outputs, (-1, *middle_shape, self.units))
+            return self.activation(outputs)
+        first = inputs.shape[-1]
+        own = self._product(inputs, scenario_knowledge, slice(first))
+        shared = bias + self._shared_product(
+            shared_inputs, scenario_knowledge, slice(first, None)
         )
-        return ops.matmul(hidden, kernel + self.kernel_base)
+        # [batch, 1, rows, units] + [batch, num_shared, 1, units]
+        return self.activation(
+            ops.expand_dims(own, axis=1) + ops.expand_dims(shared, axis=2)
+        )
 
-    def _low_rank_product(self, hidden, scenario_knowledge):
+    def _product(self, hidden, scenario_knowledge, columns):
+        """h W of rows `[batch, rows, ...]` that hold `columns` of h."""
+        if self.rank is not None:
+            return self._low_rank_product(hidden, scenario_knowledge, columns)
+        kernel_base = self.kernel_base[columns]
+        generator = self._generator_of(columns)
+        kernel = ops.reshape(
+            ops.matmul(scenario_knowledge, generator),
+            (-1, *kernel_base.shape),
+        )
+        # Two products of a few rows, rather than a sum of two kernels of
+        # each sample: that would be written once more, and kept.
+        return ops.matmul(hidden, kernel) + ops.matmul(hidden, kernel_base)
+
+    def _shared_product(self, shared_inputs, scenario_knowledge, columns):
+        """The same of rows `[num_shared, ...]`: `[batch, num_shared, units]`.
+
+        (V S) h = (V h) S, and V h does not depend on the sample.
+        """
+        if self.rank is not None:
+            return self._low_rank_product(
+                shared_inputs, scenario_knowledge, columns
+            )
+        kernel_base = self.kernel_base[columns]
+        # [num_shared, d_shared] @ [d, d_shared, units]
+        generator = ops.matmul(
+            shared_inputs,
+            ops.reshape(self._generator_of(columns), (-1, *kernel_base.shape)),
+        )
+        shape = generator.shape
+        generated = ops.matmul(
+            scenario_knowledge, ops.reshape(generator, (shape[0], -1))
+        )
+        return ops.reshape(generated, (-1, *shape[1:])) + ops.matmul(
+            shared_inputs, kernel_base
+        )
+
+    def _generator_of(self, columns):
+        """V_w of some columns of h, `[d, number of them * units]`."""
+        start, stop, _ = columns.indices(self.kernel_base.shape[0])
+        return self.kernel_generator[:, start * self.units : stop * self.units]
+
+    def _low_rank_product(self, hidden, scenario_knowledge, columns):
         core = ops.reshape(
             ops.matmul(scenario_knowledge, self.kernel_generator),
             (-1, self.rank, self.rank),
         )
-        shared = ops.matmul(hidden, self.kernel_base)
-        generated = ops.matmul(ops.matmul(hidden, self.input_factor), core)
-        return shared + ops.matmul(generated, self.output_factor)
+        generated = ops.matmul(
+            ops.matmul(hidden, self.input_factor[columns]), core
+        )
+        return ops.matmul(hidden, self.kernel_base[columns]) + ops.matmul(
+            generated, self.output_factor
+        )
 
     def _add_factorized_generator(self, input_dim, knowledge_dim):
         # Variances 1 / d_in, 1 / (r d) and share * 2 / r: an entry of A C B
@@ -201,7 +256,9 @@ class MetaDense(keras.layers.Layer):
             regularizer=regularizer,
         )
 
-    def _check_shapes(self, inputs_shape, scenario_knowledge_shape):
+    def _check_shapes(
+        self, inputs_shape, scenario_knowledge_shape, shared_inputs_shape
+    ):
         if len(inputs_shape) < 2 or inputs_shape[-1] is None:
             raise ValueError(
                 "`inputs` must have shape [batch, ..., d_in] with a known "
@@ -222,9 +279,27 @@ class MetaDense(keras.layers.Layer):
                 "known last axis. Received: scenario_knowledge.shape="
                 f"{tuple(scenario_knowledge_shape)}"
             )
+        if shared_inputs_shape is None:
+            return
+        if len(shared_inputs_shape) != 2 or None in shared_inputs_shape:
+            raise ValueError(
+                "`shared_inputs` must have the known shape [num_shared, "
+                "d_shared], without a batch axis. Received: "
+                f"shared_inputs.shape={tuple(shared_inputs_shape)}"
+            )
+        if len(inputs_shape) != 3:
+            raise ValueError(
+                "With `shared_inputs`, `inputs` must have shape [batch, rows, "
+                f"d_rows]. Received: inputs.shape={tuple(inputs_shape)}"
+            )
 
-    def compute_output_shape(self, inputs_shape, scenario_knowledge_shape):
-        return (*inputs_shape[:-1], self.units)
+    def compute_output_shape(
+        self, inputs_shape, scenario_knowledge_shape, shared_inputs_shape=None
+    ):
+        if shared_inputs_shape is None:
+            return (*inputs_shape[:-1], self.units)
+        batch, rows, _ = inputs_shape
+        return (batch, shared_inputs_shape[0], rows, self.units)
 
     def get_config(self):
         config = super().get_config()

@@ -30,12 +30,16 @@ class MetaUnit(keras.layers.Layer):
     Call arguments:
         inputs: Float tensor `[batch, ..., d_in]`.
         scenario_knowledge: Float tensor `[batch, d]`.
+        shared_inputs: Float tensor `[num_shared, d_shared]`, or None: h⁽⁰⁾
+            is then every pair of a row of `inputs` and one of these, see
+            `MetaDense`.
 
     Input shape:
         `[batch, ..., d_in]` and `[batch, d]`.
 
     Output shape:
-        `[batch, ..., d_in]`.
+        `[batch, ..., d_in]`; of pairs `[batch, num_shared, rows, width]`
+        with the width of a pair.
 
     Example:
 
@@ -59,28 +63,43 @@ class MetaUnit(keras.layers.Layer):
         self.activation = activations.get(activation)
         self.generator_regularizer = regularizers.get(generator_regularizer)
 
-    def build(self, inputs_shape, scenario_knowledge_shape):
+    def build(
+        self, inputs_shape, scenario_knowledge_shape, shared_inputs_shape=None
+    ):
         self.meta_layers = []
+        width = self.compute_output_shape(
+            inputs_shape, scenario_knowledge_shape, shared_inputs_shape
+        )[-1]
         for index in range(self.num_layers):
             layer = MetaDense(
-                inputs_shape[-1],
+                width,
                 activation=self.activation,
                 rank=self.rank,
                 generator_regularizer=self.generator_regularizer,
                 dtype=self.dtype_policy,
                 name=f"meta_dense_{index}",
             )
-            layer.build(inputs_shape, scenario_knowledge_shape)
+            layer.build(
+                inputs_shape, scenario_knowledge_shape, shared_inputs_shape
+            )
             self.meta_layers.append(layer)
+            # What the next layer gets.
+            inputs_shape = layer.compute_output_shape(
+                inputs_shape, scenario_knowledge_shape, shared_inputs_shape
+            )
+            shared_inputs_shape = None
 
-    def call(self, inputs, scenario_knowledge):
-        hidden = inputs
-        for layer in self.meta_layers:
+    def call(self, inputs, scenario_knowledge, shared_inputs=None):
+        first, *others = self.meta_layers
+        hidden = first(inputs, scenario_knowledge, shared_inputs)
+        for layer in others:
             hidden = layer(hidden, scenario_knowledge)
         return hidden
 
-    def compute_output_shape(self, inputs_shape, scenario_knowledge_shape):
-        return inputs_shape
+    def compute_output_shape(
+        self, inputs_shape, scenario_knowledge_shape, shared_inputs_shape=None
+    ):
+        return _paired_shape(inputs_shape, shared_inputs_shape)
 
     def get_config(self):
         config = super().get_config()
@@ -115,12 +134,13 @@ class DenseUnit(keras.layers.Layer):
     Call arguments:
         inputs: Float tensor `[batch, ..., d_in]`.
         scenario_knowledge: Ignored.
+        shared_inputs: As in `MetaUnit`.
 
     Input shape:
         `[batch, ..., d_in]`.
 
     Output shape:
-        `[batch, ..., d_in]`.
+        As that of `MetaUnit`.
 
     Example:
 
@@ -140,7 +160,13 @@ class DenseUnit(keras.layers.Layer):
         self.activation = activations.get(activation)
         self.kernel_regularizer = regularizers.get(kernel_regularizer)
 
-    def build(self, inputs_shape, scenario_knowledge_shape=None):
+    def build(
+        self,
+        inputs_shape,
+        scenario_knowledge_shape=None,
+        shared_inputs_shape=None,
+    ):
+        inputs_shape = _paired_shape(inputs_shape, shared_inputs_shape)
         self.dense_layers = []
         for index in range(self.num_layers):
             layer = keras.layers.Dense(
@@ -154,14 +180,21 @@ class DenseUnit(keras.layers.Layer):
             layer.build(inputs_shape)
             self.dense_layers.append(layer)
 
-    def call(self, inputs, scenario_knowledge=None):
+    def call(self, inputs, scenario_knowledge=None, shared_inputs=None):
         hidden = inputs
+        if shared_inputs is not None:
+            hidden = _make_pairs(inputs, shared_inputs)
         for layer in self.dense_layers:
             hidden = layer(hidden)
         return hidden
 
-    def compute_output_shape(self, inputs_shape, scenario_knowledge_shape=None):
-        return inputs_shape
+    def compute_output_shape(
+        self,
+        inputs_shape,
+        scenario_knowledge_shape=None,
+        shared_inputs_shape=None,
+    ):
+        return _paired_shape(inputs_shape, shared_inputs_shape)
 
     def get_config(self):
         config = super().get_config()
@@ -197,6 +230,9 @@ class TaskMetaUnit(keras.layers.Layer):
     Call arguments:
         inputs: Float tensor `[batch, num_tasks, ..., width]`.
         scenario_knowledge: Float tensor `[batch, d]`.
+        task_views: Float tensor `[num_tasks, d_task]`, or None. With it
+            `inputs` are `[batch, rows, d_rows]`, the same for all tasks, and
+            task t's unit is applied to [row ‖ T_t], width d_rows + d_task.
 
     Input shape:
         `[batch, num_tasks, ..., width]` and `[batch, d]`.
@@ -231,28 +267,41 @@ class TaskMetaUnit(keras.layers.Layer):
         self.generator_regularizer = regularizers.get(generator_regularizer)
         self.kernel_regularizer = regularizers.get(kernel_regularizer)
 
-    def build(self, inputs_shape, scenario_knowledge_shape):
+    def build(
+        self, inputs_shape, scenario_knowledge_shape, task_views_shape=None
+    ):
         if self.share_across_tasks:
             unit = self._make_unit("unit")
-            unit.build(inputs_shape, scenario_knowledge_shape)
+            unit.build(inputs_shape, scenario_knowledge_shape, task_views_shape)
             self.units = [unit]
             return
-        # A task's own rows: the axis of tasks is gone.
-        task_shape = (inputs_shape[0], *inputs_shape[2:])
+        if task_views_shape is None:
+            # A task's own rows: the axis of tasks is gone.
+            num_tasks, view_shape = inputs_shape[1], None
+            task_shape = (inputs_shape[0], *inputs_shape[2:])
+        else:
+            num_tasks, view_dim = task_views_shape
+            view_shape, task_shape = (1, view_dim), inputs_shape
         self.units = []
-        for task in range(inputs_shape[1]):
+        for task in range(num_tasks):
             unit = self._make_unit(f"unit_{task}")
-            unit.build(task_shape, scenario_knowledge_shape)
+            unit.build(task_shape, scenario_knowledge_shape, view_shape)
             self.units.append(unit)
 
-    def call(self, inputs, scenario_knowledge):
+    def call(self, inputs, scenario_knowledge, task_views=None):
         if self.share_across_tasks:
-            return self.units[0](inputs, scenario_knowledge)
+            return self.units[0](inputs, scenario_knowledge, task_views)
+        if task_views is None:
+            outputs = [
+                unit(inputs[:, task], scenario_knowledge)
+                for task, unit in enumerate(self.units)
+            ]
+            return ops.stack(outputs, axis=1)
         outputs = [
-            unit(inputs[:, task], scenario_knowledge)
+            unit(inputs, scenario_knowledge, task_views[task : task + 1])
             for task, unit in enumerate(self.units)
         ]
-        return ops.stack(outputs, axis=1)
+        return ops.concatenate(outputs, axis=1)
 
     def _make_unit(self, name):
         if self.generated:
@@ -270,8 +319,10 @@ class TaskMetaUnit(keras.layers.Layer):
             name=name,
         )
 
-    def compute_output_shape(self, inputs_shape, scenario_knowledge_shape):
-        return inputs_shape
+    def compute_output_shape(
+        self, inputs_shape, scenario_knowledge_shape, task_views_shape=None
+    ):
+        return _paired_shape(inputs_shape, task_views_shape)
 
     def get_config(self):
         config = super().get_config()
@@ -290,3 +341,21 @@ class TaskMetaUnit(keras.layers.Layer):
             }
         )
         return config
+
+
+def _paired_shape(inputs_shape, shared_inputs_shape):
+    """Shape of all pairs of `inputs` and `shared_inputs`, if there are any."""
+    if shared_inputs_shape is None:
+        return tuple(inputs_shape)
+    batch, rows, width = inputs_shape
+    num_shared, shared_width = shared_inputs_shape
+    return (batch, num_shared, rows, width + shared_width)
+
+
+def _make_pairs(inputs, shared_inputs):
+    """[row ‖ shared row] of each: `[batch, num_shared, rows, width]`."""
+    num_rows, num_shared = inputs.shape[1], shared_inputs.shape[0]
+    rows = ops.tile(ops.expand_dims(inputs, axis=1), (1, num_shared, 1, 1))
+    shared = ops.reshape(shared_inputs, (1, num_shared, 1, -1))
+    shared = ops.tile(shared, (ops.shape(inputs)[0], 1, num_rows, 1))
+    return ops.concatenate([rows, shared], axis=-1)

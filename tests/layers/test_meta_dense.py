@@ -206,3 +206,72 @@ def test_invalid_arguments():
         ValueError, match=r"`scenario_knowledge` must .*=\(None, 2, 2\)"
     ):
         MetaDense(4).build((None, 4), (None, 2, 2))
+
+
+@pytest.mark.parametrize("rank", [None, 3])
+def test_pairs_with_shared_inputs_equal_the_pairs_made(rank):
+    rows, knowledge = normal(0, 4, 3, 5), normal(1, 4, 2)
+    shared = normal(2, 6, 4)
+    pairs = np.concatenate(
+        [
+            np.broadcast_to(rows[:, None], (4, 6, 3, 5)),
+            np.broadcast_to(shared[None, :, None], (4, 6, 3, 4)),
+        ],
+        axis=-1,
+    )
+    layer = MetaDense(7, rank=rank)
+    layer.build(rows.shape, knowledge.shape, shared.shape)
+    randomize_weights(layer)
+
+    def gradients(*arguments):
+        arguments = [tf.constant(argument) for argument in arguments]
+        with tf.GradientTape() as tape:
+            tape.watch(arguments[1])
+            outputs = layer(*arguments)
+            loss = tf.reduce_sum(tf.sin(outputs))
+        wanted = [*layer.trainable_variables, arguments[1]]
+        return outputs, *tape.gradient(loss, wanted)
+
+    for ours, plain in zip(
+        gradients(rows, knowledge, shared), gradients(pairs, knowledge)
+    ):
+        assert ours.shape == plain.shape
+        np.testing.assert_allclose(ours, plain, rtol=1e-4, atol=1e-5)
+
+
+def test_gradients_equal_those_of_the_plain_form():
+    inputs, knowledge = normal(0, 4, 3, 5), normal(1, 4, 2)
+    layer = MetaDense(6, activation="tanh")
+    layer.build(inputs.shape, knowledge.shape)
+    randomize_weights(layer)
+    with tf.GradientTape(persistent=True) as tape:
+        # b: sample, r: row, i: column, c: knowledge, u: unit. Eq. 10-12.
+        scaled = knowledge / 2
+        generator = tf.reshape(layer.kernel_generator, (2, 5, 6))
+        kernel = tf.einsum("bc,ciu->biu", scaled, generator)
+        kernel += layer.kernel_base
+        bias = tf.einsum("bc,cu->bu", scaled, layer.bias_generator)
+        bias += layer.bias_base
+        plain = tf.tanh(
+            tf.einsum("bri,biu->bru", inputs, kernel) + bias[:, None]
+        )
+        ours = layer(inputs, knowledge)
+        losses = [tf.reduce_sum(tf.sin(x)) for x in (plain, ours)]
+    np.testing.assert_allclose(ours, plain, rtol=1e-5, atol=1e-6)
+    expected, received = (
+        tape.gradient(loss, layer.trainable_variables) for loss in losses
+    )
+    for one, other in zip(expected, received):
+        np.testing.assert_allclose(other, one, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize(
+    "shapes, message",
+    [
+        (((None, 3, 4), (None, 2), (None, 5)), r"known shape \[num_shared"),
+        (((None, 2, 3, 4), (None, 2), (6, 5)), "With `shared_inputs`"),
+    ],
+)
+def test_shared_inputs_of_a_wrong_shape(shapes, message):
+    with pytest.raises(ValueError, match=message):
+        MetaDense(3).build(*shapes)
