@@ -1,0 +1,322 @@
+r"""Training speed and memory of M2M beside a peer and the machine's limit.
+
+    python3.11 -m venv /tmp/peer
+    /tmp/peer/bin/pip install 'tensorflow==2.15.*' deep-rec-kit==1.0.2
+    python benchmarks/train_step.py --peer /tmp/peer/bin/python
+
+Everything runs in a process of its own, on the same sizes (the paper's),
+batch and threads. The processes take turns, a few steps each; told are
+medians of ratios within a turn. The limit is what the machine multiplies
+float32 matrices at in the same turn, and the multiplications of our step are
+counted in its graph.
+"""
+
+import argparse
+import json
+import os
+import pathlib
+import resource
+import subprocess
+import sys
+import time
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+
+BATCH = 256
+LOOKBACK, COLUMNS, VOCABULARY = 40, 5, 34
+PROFILE, SCENARIO = 4, 4
+TASKS = ("pv", "click", "spend", "gmv", "days")
+SIZES = {"view_dim": 256, "knowledge_dim": 64, "num_experts": 4}
+DEPTHS = {"num_meta_layers": 3, "num_tower_layers": 3}
+EMBEDDING = 16
+PEER = "deep-rec-kit 1.0.2"
+FLOOR = "float32 matrix product"
+# Name → settings of training and model beside the sizes.
+OURS = {
+    "m2m_tf": {},
+    "m2m_tf, XLA": {"jit_compile": True},
+    "m2m_tf, bfloat16": {"dtype_policy": "mixed_bfloat16"},
+    "m2m_tf, meta_rank 16": {"meta_rank": 16},
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--peer", help="Python that has the peer installed")
+    parser.add_argument("--turns", type=int, default=5)
+    parser.add_argument("--only", nargs="*", help="which of ours to measure")
+    parser.add_argument("--output", type=pathlib.Path, help="Markdown file")
+    parser.add_argument("--worker", help=argparse.SUPPRESS)
+    options = parser.parse_args()
+    if options.worker:
+        work(options.worker)
+        return
+    names = list(OURS) if options.only is None else options.only
+    places = {FLOOR: sys.executable} | dict.fromkeys(names, sys.executable)
+    if options.peer:
+        places[PEER] = options.peer
+    workers = {name: Worker(name, place) for name, place in places.items()}
+    try:
+        turns = []
+        for number in range(options.turns):
+            turns.append({n: worker.ask() for n, worker in workers.items()})
+            print(f"turn {number + 1} of {options.turns}", file=sys.stderr)
+        memory = {name: worker.end() for name, worker in workers.items()}
+    finally:
+        for worker in workers.values():
+            worker.process.kill()
+    facts = {name: worker.facts for name, worker in workers.items()}
+    text = report(turns, memory, facts, options)
+    print(text)
+    if options.output:
+        options.output.write_text(text, encoding="utf-8")
+
+
+class Worker:
+    """A process that answers each line with the seconds of a step."""
+
+    def __init__(self, name, python):
+        self.process = subprocess.Popen(
+            [python, __file__, "--worker", name],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        self.facts = self._read()
+        print(f"{name}: ready", file=sys.stderr)
+
+    def ask(self):
+        self._write("go")
+        return self._read()
+
+    def end(self):
+        """Peak memory of the process, GiB."""
+        self._write("end")
+        return self._read()
+
+    def _write(self, line):
+        self.process.stdin.write(line + "\n")
+        self.process.stdin.flush()
+
+    def _read(self):
+        line = self.process.stdout.readline()
+        if not line:
+            raise RuntimeError("A worker has ended; its error is above.")
+        return json.loads(line)
+
+
+def work(name):
+    # Nothing but answers goes to standard output.
+    answers, sys.stdout = sys.stdout, sys.stderr
+
+    def answer(value):
+        print(json.dumps(value), file=answers, flush=True)
+
+    if name == FLOOR:
+        step, facts = make_floor()
+    elif name == PEER:
+        step, facts = make_peer()
+    else:
+        step, facts = make_ours(**OURS[name])
+    step()  # The first one compiles.
+    step()
+    answer(facts)
+    for line in sys.stdin:
+        if line.strip() == "end":
+            peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+            answer(peak / 2**20)
+            return
+        repeats, started = 0, time.perf_counter()
+        while time.perf_counter() - started < 2:
+            step()
+            repeats += 1
+        answer((time.perf_counter() - started) / repeats)
+
+
+def make_floor():
+    """A product of 2048 x 2048 matrices."""
+    import tensorflow as tf
+
+    size = 2048
+    values = tf.random.normal((size, size))
+    product = tf.function(lambda: tf.matmul(values, values))
+    return lambda: product().numpy(), {"flops": 2 * size**3}
+
+
+def make_ours(jit_compile=False, dtype_policy="float32", meta_rank=None):
+    import keras
+    import tensorflow as tf
+
+    from m2m_tf import losses
+    from m2m_tf.data import schema
+    from m2m_tf.models import BUILDERS
+
+    keras.config.set_dtype_policy(dtype_policy)
+    spec = schema.ModelInputSpec(
+        lookback=LOOKBACK,
+        horizon=7,
+        task_names=TASKS,
+        behavior_sizes=(VOCABULARY,) * COLUMNS,
+        performance_sizes=(VOCABULARY,) * COLUMNS,
+        scenario_sizes=(VOCABULARY,) * SCENARIO,
+        profile_sizes=(VOCABULARY,) * PROFILE,
+        known_future_sizes=(),
+        num_dense_features=1,
+        num_history_levels=2,
+    )
+    model = BUILDERS["m2m"](
+        spec, embedding_dim=EMBEDDING, meta_rank=meta_rank, **SIZES, **DEPTHS
+    )
+    model.compile(
+        keras.optimizers.Adam(1e-4),
+        loss=losses.joint_poisson(TASKS),
+        jit_compile=jit_compile,
+    )
+    rng = np.random.default_rng(0)
+    inputs = {}
+    for name, tensor in spec.tensors().items():
+        shape = (BATCH, *tensor.shape)
+        if tensor.dtype == "int32":
+            inputs[name] = rng.integers(VOCABULARY, size=shape, dtype="int32")
+        else:
+            inputs[name] = np.ones(shape, tensor.dtype)
+    labels = {task: np.ones((BATCH, 1), "float32") for task in TASKS}
+    step = fit_one_step(model, inputs, labels, tf)
+    step()
+    traced = tf.function(model.train_step).get_concrete_function(
+        tf.nest.map_structure(tf.constant, (inputs, labels))
+    )
+    graph = traced.graph
+    return step, {
+        "flops": count_flops(graph),
+        "parameters": model.count_params(),
+    }
+
+
+def make_peer():
+    import tensorflow as tf
+    from recsys.feature import Field, Task
+    from recsys.multidomain.m2m import m2m
+
+    def column(name, belong, **options):
+        return Field(
+            name,
+            dim=EMBEDDING,
+            vocabulary_size=VOCABULARY,
+            belong=belong,
+            **options,
+        )
+
+    fields = [
+        column(f"{group}{index}", "history", group=group, length=LOOKBACK)
+        for group in ("behavior", "performance")
+        for index in range(COLUMNS)
+    ]
+    fields += [column(f"profile{i}", "user") for i in range(PROFILE)]
+    fields += [column(f"scenario{i}", "domain") for i in range(SCENARIO)]
+    fields += [column(f"id_{task}", "task", group=task) for task in TASKS]
+    model = m2m(
+        fields,
+        [Task(task, belong="regression") for task in TASKS],
+        SIZES["num_experts"],
+        view_dim=SIZES["view_dim"],
+        scenario_dim=SIZES["knowledge_dim"],
+        meta_tower_depth=DEPTHS["num_tower_layers"],
+        meta_unit_depth=DEPTHS["num_meta_layers"],
+        agg_kwargs={"position_merge": "concat"},
+    )
+    model.compile(tf.keras.optimizers.Adam(1e-4), loss="mse")
+    rng = np.random.default_rng(0)
+    inputs = {
+        field.name: rng.integers(
+            1,
+            VOCABULARY,
+            size=(BATCH, LOOKBACK) if field.belong == "history" else BATCH,
+            dtype="int32",
+        )
+        for field in fields
+    }
+    labels = {task: np.ones((BATCH, 1), "float32") for task in TASKS}
+    step = fit_one_step(model, inputs, labels, tf)
+    return step, {"parameters": model.count_params()}
+
+
+def fit_one_step(model, inputs, labels, tf):
+    """A step as `fit` takes it, on one batch again and again."""
+    batches = iter(tf.data.Dataset.from_tensors((inputs, labels)).repeat())
+    model.make_train_function()
+    function = model.train_function
+
+    def step():
+        return {name: float(x) for name, x in function(batches).items()}
+
+    return step
+
+
+def count_flops(graph):
+    """Multiplications and additions of all matrix products of a graph."""
+    total = 0
+    for operation in graph.get_operations():
+        kind = operation.type
+        if kind in ("PartitionedCall", "StatefulPartitionedCall"):
+            name = operation.get_attr("f").name
+            total += count_flops(graph._get_function(name).graph)
+        elif kind == "Einsum":
+            terms = operation.get_attr("equation").decode().split("->")[0]
+            sizes = {}
+            for term, tensor in zip(terms.split(","), operation.inputs):
+                sizes |= dict(zip(term, tensor.shape, strict=True))
+            total += 2 * np.prod(list(sizes.values()), dtype=float)
+        elif kind in ("MatMul", "BatchMatMulV2", "BatchMatMulV3"):
+            transposed = operation.get_attr(
+                "transpose_a" if kind == "MatMul" else "adj_x"
+            )
+            inner = operation.inputs[0].shape[-2 if transposed else -1]
+            shape = [*operation.outputs[0].shape, inner]
+            total += 2 * np.prod(shape, dtype=float)
+    return total
+
+
+def report(turns, memory, facts, options):
+    from m2m_tf import __version__
+
+    def seconds(name):
+        return np.array([turn[name] for turn in turns])
+
+    speed = facts[FLOOR]["flops"] / seconds(FLOOR)
+    lines = [
+        "# Speed of a training step",
+        "",
+        f"`python benchmarks/train_step.py --peer {options.peer}`, m2m_tf "
+        f"{__version__}, {os.cpu_count()} cores, {len(turns)} turns. The "
+        f"paper's sizes: {SIZES}, {DEPTHS}, embeddings of {EMBEDDING}, two "
+        f"sequences of {LOOKBACK} days and {COLUMNS} columns, {len(TASKS)} "
+        f"tasks, batches of {BATCH}. Medians over turns, in which the "
+        f"processes alternate; a {FLOOR} ran at {np.median(speed) / 1e9:.0f} "
+        "GFLOP/s.",
+        "",
+        "| | samples/s | times the peer | time / time of the same matrix "
+        "products | GFLOP a step | peak memory, GiB | parameters, million |",
+        "|---|---:|---:|---:|---:|---:|---:|",
+    ]
+    for name, known in facts.items():
+        if name == FLOOR:
+            continue
+        own = seconds(name)
+        times = floor = flops = "-"
+        if options.peer:
+            times = f"{np.median(seconds(PEER) / own):.1f}"
+        if "flops" in known:
+            floor = f"{np.median(own * speed / known['flops']):.2f}"
+            flops = f"{known['flops'] / 1e9:.1f}"
+        lines.append(
+            f"| {name} | {BATCH / np.median(own):.1f} | {times} | {floor} | "
+            f"{flops} | {memory[name]:.2f} | {known['parameters'] / 1e6:.1f} |"
+        )
+    return "\n".join(lines) + "\n"
+
+
+if __name__ == "__main__":
+    main()
