@@ -46,15 +46,13 @@ def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
     parser.add_argument("--peer", help="Python that has the peer installed")
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--only", nargs="*", help="which of ours to measure")
     parser.add_argument("--output", type=pathlib.Path, help="Markdown file")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
     options = parser.parse_args()
     if options.worker:
         work(options.worker)
         return
-    names = list(OURS) if options.only is None else options.only
-    places = {FLOOR: sys.executable} | dict.fromkeys(names, sys.executable)
+    places = dict.fromkeys((FLOOR, *OURS), sys.executable)
     if options.peer:
         places[PEER] = options.peer
     workers = {name: Worker(name, place) for name, place in places.items()}
@@ -71,7 +69,9 @@ def main():
     text = report(turns, memory, facts, options)
     print(text)
     if options.output:
-        options.output.write_text(text, encoding="utf-8")
+        from m2m_tf import files
+
+        files.write_text(options.output, text)
 
 
 class Worker:
@@ -184,13 +184,11 @@ def make_ours(jit_compile=False, dtype_policy="float32", meta_rank=None):
             inputs[name] = np.ones(shape, tensor.dtype)
     labels = {task: np.ones((BATCH, 1), "float32") for task in TASKS}
     step = fit_one_step(model, inputs, labels, tf)
-    step()
     traced = tf.function(model.train_step).get_concrete_function(
         tf.nest.map_structure(tf.constant, (inputs, labels))
     )
-    graph = traced.graph
     return step, {
-        "flops": count_flops(graph),
+        "flops": count_flops(traced.graph),
         "parameters": model.count_params(),
     }
 
@@ -289,8 +287,8 @@ def report(turns, memory, facts, options):
     lines = [
         "# Speed of a training step",
         "",
-        f"`python benchmarks/train_step.py --peer {options.peer}`, m2m_tf "
-        f"{__version__}, {os.cpu_count()} cores, {len(turns)} turns. The "
+        f"`python benchmarks/train_step.py --peer {options.peer} --turns "
+        f"{options.turns}`, m2m_tf {__version__}, {os.cpu_count()} cores. The "
         f"paper's sizes: {SIZES}, {DEPTHS}, embeddings of {EMBEDDING}, two "
         f"sequences of {LOOKBACK} days and {COLUMNS} columns, {len(TASKS)} "
         f"tasks, batches of {BATCH}. Medians over turns, in which the "

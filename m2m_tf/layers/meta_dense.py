@@ -150,49 +150,62 @@ class MetaDense(keras.layers.Layer):
                 rows = math.prod(middle_shape)
                 hidden = ops.reshape(inputs, (-1, rows, inputs.shape[-1]))
             outputs = bias + self._product(
-                hidden, scenario_knowledge, slice(None)
+                hidden, scenario_knowledge, self.kernel_base, self._factor
             )
             if len(middle_shape) != 1:
                 outputs = ops.reshape(outputs, (-1, *middle_shape, self.units))
             return self.activation(outputs)
+        # Both weights belong to the columns of h, the generator's by `units`.
         first = inputs.shape[-1]
-        own = self._product(inputs, scenario_knowledge, slice(first))
+        base, factor = self.kernel_base, self._factor
+        if self.rank is None:
+            split = first * self.units
+            factors = factor[:, :split], factor[:, split:]
+        else:
+            factors = factor[:first], factor[first:]
+        own = self._product(
+            inputs, scenario_knowledge, base[:first], factors[0]
+        )
         shared = bias + self._shared_product(
-            shared_inputs, scenario_knowledge, slice(first, None)
+            shared_inputs, scenario_knowledge, base[first:], factors[1]
         )
         # [batch, 1, rows, units] + [batch, num_shared, 1, units]
         return self.activation(
             ops.expand_dims(own, axis=1) + ops.expand_dims(shared, axis=2)
         )
 
-    def _product(self, hidden, scenario_knowledge, columns):
-        """h W of rows `[batch, rows, ...]` that hold `columns` of h."""
+    @property
+    def _factor(self):
+        """V_w, or A of the factorised kernel."""
+        return self.kernel_generator if self.rank is None else self.input_factor
+
+    def _product(self, hidden, scenario_knowledge, kernel_base, factor):
+        """h W of rows `[batch, rows, ...]`, for W of these weights."""
         if self.rank is not None:
-            return self._low_rank_product(hidden, scenario_knowledge, columns)
-        kernel_base = self.kernel_base[columns]
-        generator = self._generator_of(columns)
+            return self._low_rank_product(
+                hidden, scenario_knowledge, kernel_base, factor
+            )
         kernel = ops.reshape(
-            ops.matmul(scenario_knowledge, generator),
-            (-1, *kernel_base.shape),
+            ops.matmul(scenario_knowledge, factor), (-1, *kernel_base.shape)
         )
         # Two products of a few rows, rather than a sum of two kernels of
         # each sample: that would be written once more, and kept.
         return ops.matmul(hidden, kernel) + ops.matmul(hidden, kernel_base)
 
-    def _shared_product(self, shared_inputs, scenario_knowledge, columns):
+    def _shared_product(
+        self, shared_inputs, scenario_knowledge, kernel_base, factor
+    ):
         """The same of rows `[num_shared, ...]`: `[batch, num_shared, units]`.
 
         (V S) h = (V h) S, and V h does not depend on the sample.
         """
         if self.rank is not None:
             return self._low_rank_product(
-                shared_inputs, scenario_knowledge, columns
+                shared_inputs, scenario_knowledge, kernel_base, factor
             )
-        kernel_base = self.kernel_base[columns]
         # [num_shared, d_shared] @ [d, d_shared, units]
         generator = ops.matmul(
-            shared_inputs,
-            ops.reshape(self._generator_of(columns), (-1, *kernel_base.shape)),
+            shared_inputs, ops.reshape(factor, (-1, *kernel_base.shape))
         )
         shape = generator.shape
         generated = ops.matmul(
@@ -202,20 +215,15 @@ class MetaDense(keras.layers.Layer):
             shared_inputs, kernel_base
         )
 
-    def _generator_of(self, columns):
-        """V_w of some columns of h, `[d, number of them * units]`."""
-        start, stop, _ = columns.indices(self.kernel_base.shape[0])
-        return self.kernel_generator[:, start * self.units : stop * self.units]
-
-    def _low_rank_product(self, hidden, scenario_knowledge, columns):
+    def _low_rank_product(
+        self, hidden, scenario_knowledge, kernel_base, input_factor
+    ):
         core = ops.reshape(
             ops.matmul(scenario_knowledge, self.kernel_generator),
             (-1, self.rank, self.rank),
         )
-        generated = ops.matmul(
-            ops.matmul(hidden, self.input_factor[columns]), core
-        )
-        return ops.matmul(hidden, self.kernel_base[columns]) + ops.matmul(
+        generated = ops.matmul(ops.matmul(hidden, input_factor), core)
+        return ops.matmul(hidden, kernel_base) + ops.matmul(
             generated, self.output_factor
         )
 

@@ -235,13 +235,8 @@ class _Scoring:
                 told[name].append(answer[name].numpy()[:, 0])
             grids.append(grid)
             bar.update(len(told[outputs[0]][-1]))
-        ids, scenarios = (
-            _strings(column, grids, name)
-            for column, name in (
-                (spec.entity, schema.ENTITY),
-                (spec.scenario, schema.SCENARIO),
-            )
-        )
+        ids = _strings(grids, schema.ENTITY).to_frame(spec.entity)
+        scenarios = _strings(grids, schema.SCENARIO).to_frame(spec.scenario)
         table = ids.join(
             scenarios, how="cross", maintain_order="left_right"
         ).with_columns(
@@ -254,19 +249,19 @@ class _Scoring:
         unknown = {}
         for name, known in self._vocabularies.items():
             # Of an entity or of a scenario: each stands in many rows.
-            values = _strings(name, grids, name)[name]
+            values = _strings(grids, name)
             count = int((~values.is_in(known)).sum())
             unknown[name] = count * len(table) // max(len(values), 1)
         return table, unknown
 
 
-def _strings(column, grids, name):
-    """A column of what the grids of a chunk tell by entity or scenario."""
+def _strings(grids, name):
+    """What the grids of a chunk tell by entity or scenario."""
     if windows.is_scenario_s(name):
         # All grids have the same ones.
         grids = grids[:1]
     values = [value for grid in grids for value in grid[name].tolist()]
-    return pl.DataFrame({column: values}, {column: pl.String})
+    return pl.Series(values, dtype=pl.String)
 
 
 def _ahead(items, depth):
