@@ -293,7 +293,8 @@ def report(turns, memory, facts, options):
         f"sequences of {LOOKBACK} days and {COLUMNS} columns, {len(TASKS)} "
         f"tasks, batches of {BATCH}. Medians over turns, in which the "
         f"processes alternate; a {FLOOR} ran at {np.median(speed) / 1e9:.0f} "
-        "GFLOP/s.",
+        "GFLOP/s. The time of the same products is that in float32, for "
+        "bfloat16 too.",
         "",
         "| | samples/s | times the peer | time / time of the same matrix "
         "products | GFLOP a step | peak memory, GiB | parameters, million |",
