@@ -132,7 +132,7 @@ def _train_network(data, model_settings, settings, folder):
     keras.utils.set_random_seed(settings.seed + 1)
     epoch = tf.Variable(0, dtype=tf.int64, trainable=False)
     batches = data.train(
-        settings.batch_size, settings.shuffle_rows, settings.seed, epoch
+        settings.batch_size, settings.shuffle_entities, settings.seed, epoch
     )
     with _dtype_policy(settings.dtype_policy):
         model = build_model(

@@ -82,7 +82,7 @@ class ForecastData:
     def train(
         self,
         batch_size: int,
-        shuffle_rows: int = 16384,
+        shuffle_entities: int = 16384,
         seed: int = 0,
         epoch: tf.Variable | None = None,
     ) -> tf.data.Dataset:
@@ -96,7 +96,7 @@ class ForecastData:
             self.preprocessor,
             self.splits.train,
             batch_size,
-            shuffle_rows,
+            shuffle_entities,
             seed,
             epoch,
         )

@@ -1,7 +1,8 @@
-"""tf.data: records → windows → batches of model inputs and labels.
+"""tf.data: records → blocks of series → batches of model inputs and labels.
 
-Memory is bounded: a few hundred records, `shuffle_rows` samples and a few
-batches are held, whatever the size of the dataset.
+Rows are cut a batch at a time out of a block of whole series, which holds a
+day once, where windows hold it `lookback` times. Memory is bounded: three
+blocks and a few batches, whatever the size of the dataset.
 """
 
 import tensorflow as tf
@@ -9,31 +10,10 @@ import tensorflow as tf
 from m2m_tf.config import DatasetSpec
 from m2m_tf.data import schema, windows
 
-# Records held to draw from before they are cut.
+# Records of a block that is read in order.
+_BLOCK = 256
+# Records held to draw from before blocks are formed of them.
 _SHUFFLE_RECORDS = 256
-
-
-def samples(
-    records: tf.data.Dataset, spec: DatasetSpec, cutoffs
-) -> tf.data.Dataset:
-    """One element per sample that is active: raw features, `entity`, `labels`.
-
-    Args:
-        records: Dataset of records (`schema.record_tensors`).
-        spec: The dataset spec.
-        cutoffs: Day numbers to cut at.
-    """
-    cutoffs = tf.constant(list(cutoffs), tf.int32)
-
-    def cut(record):
-        rows = windows.cut_windows(spec, record, cutoffs)
-        active = rows.pop("active")
-        return {
-            name: tf.boolean_mask(tensor, active)
-            for name, tensor in rows.items()
-        }
-
-    return records.map(cut, num_parallel_calls=2, deterministic=True).unbatch()
 
 
 def raw_batches(
@@ -42,9 +22,16 @@ def raw_batches(
     cutoffs,
     batch_size: int,
 ) -> tf.data.Dataset:
-    """Batches of raw features with `entity` and `labels`, in a fixed order."""
-    rows = samples(records, spec, cutoffs)
-    return rows.batch(batch_size).prefetch(2)
+    """Batches of raw features with `entity` and `labels`, in a fixed order.
+
+    Args:
+        records: Dataset of records (`schema.record_tensors`).
+        spec: The dataset spec.
+        cutoffs: Day numbers to cut at.
+        batch_size: Samples of a batch; only active ones are given.
+    """
+    blocks = _blocks(records, spec, cutoffs, _BLOCK).prefetch(1)
+    return _cut(blocks, spec, batch_size).rebatch(batch_size).prefetch(2)
 
 
 def training_batches(
@@ -53,7 +40,7 @@ def training_batches(
     preprocessor,
     cutoffs,
     batch_size: int,
-    shuffle_rows: int = 16384,
+    shuffle_entities: int = 16384,
     seed: int = 0,
     epoch: tf.Variable | None = None,
 ) -> tf.data.Dataset:
@@ -70,7 +57,7 @@ def training_batches(
         preprocessor: `features.Preprocessor`.
         cutoffs: Day numbers of the training split.
         batch_size: Samples of a batch.
-        shuffle_rows: Samples held to draw from.
+        shuffle_entities: Entities of a block whose samples are permuted.
         seed: Seeds the order.
         epoch: Variable with the epoch's number, read whenever the dataset is
             iterated anew (needs a global random seed other than 0, see
@@ -81,19 +68,22 @@ def training_batches(
         drawn = records.shuffle(
             _SHUFFLE_RECORDS, seed=order, reshuffle_each_iteration=reshuffle
         )
-        return samples(drawn, spec, cutoffs).shuffle(
-            shuffle_rows, seed=order + 1, reshuffle_each_iteration=reshuffle
-        )
+        blocks = _blocks(drawn, spec, cutoffs, shuffle_entities)
+        seeds = tf.data.Dataset.random(
+            seed=order + 1, rerandomize_each_iteration=reshuffle
+        ).batch(2)
+        return tf.data.Dataset.zip(blocks, seeds).map(_permuted).prefetch(1)
 
     # Seeds of different runs and epochs are far apart; the two shuffles of
     # one epoch use neighbours.
     first_order = 2 * 1_000_003 * seed
     if epoch is None:
-        rows = shuffled(first_order, reshuffle=True)
+        blocks = shuffled(first_order, reshuffle=True)
     else:
         numbers = tf.data.Dataset.range(1).map(lambda _: epoch.read_value())
-        rows = numbers.flat_map(lambda n: shuffled(first_order + 2 * n))
-    batches = rows.batch(batch_size, drop_remainder=True)
+        blocks = numbers.flat_map(lambda n: shuffled(first_order + 2 * n))
+    batches = _cut(blocks, spec, batch_size)
+    batches = batches.rebatch(batch_size, drop_remainder=True)
     return _to_inputs(batches, spec, preprocessor)
 
 
@@ -105,19 +95,19 @@ def evaluation_batches(
     batch_size: int,
 ) -> tf.data.Dataset:
     """Batches `(model inputs, {task: labels})` of every sample, in order."""
-    batches = samples(records, spec, cutoffs).batch(batch_size)
+    batches = raw_batches(records, spec, cutoffs, batch_size)
     return _to_inputs(batches, spec, preprocessor)
 
 
 def count_samples(records: tf.data.Dataset, spec: DatasetSpec, cutoffs) -> int:
     """Number of samples that `cutoffs` give."""
-    cutoffs = tf.constant(list(cutoffs), tf.int32)
-
-    def count(total, record):
-        rows = windows.cut_windows(spec, record, cutoffs)
-        return total + tf.reduce_sum(tf.cast(rows["active"], tf.int64))
-
-    return int(records.reduce(tf.constant(0, tf.int64), count))
+    blocks = _blocks(records, spec, cutoffs, _BLOCK)
+    return int(
+        blocks.reduce(
+            tf.constant(0, tf.int64),
+            lambda total, block: total + tf.shape(block[1], tf.int64)[0],
+        )
+    )
 
 
 def split_labels(spec: DatasetSpec, labels) -> dict:
@@ -126,6 +116,43 @@ def split_labels(spec: DatasetSpec, labels) -> dict:
         name: labels[:, index : index + 1]
         for index, name in enumerate(spec.task_names)
     }
+
+
+def _blocks(records, spec, cutoffs, size):
+    """Blocks of `size` records: series and their active samples, in order."""
+    cutoffs = tf.constant(list(cutoffs), tf.int32)
+
+    def stack(batch):
+        series = windows.stack_series(spec, batch)
+        return series, windows.active_samples(spec, series, cutoffs)
+
+    return records.ragged_batch(size).map(stack)
+
+
+def _permuted(block, seed):
+    """A block whose samples come in an order that `seed` `[2]` decides."""
+    series, samples = block
+    count = tf.shape(samples)[0]
+    order = tf.random.experimental.stateless_shuffle(tf.range(count), seed)
+    return series, tf.gather(samples, order)
+
+
+def _cut(blocks, spec, batch_size):
+    """Raw features of a block's samples, `batch_size` at a time or fewer."""
+
+    def cut(series, samples):
+        starts = tf.data.Dataset.range(
+            0, tf.shape(samples, tf.int64)[0], batch_size
+        )
+        return starts.map(
+            lambda start: windows.cut_windows(
+                spec, series, samples[start : start + batch_size]
+            ),
+            num_parallel_calls=2,
+            deterministic=True,
+        )
+
+    return blocks.flat_map(cut)
 
 
 def _to_inputs(batches, spec, preprocessor):

@@ -19,6 +19,10 @@ EPOCH = datetime.date(1970, 1, 1)
 SPLIT_NAMES = ("train", "validation", "test")
 LABELS = "labels"
 
+# Keys of stacked series alone.
+_OWNER = "owner"
+_TOTALS = "totals"
+
 
 class SplitError(ValueError):
     """The dates of a spec leave a split without a cutoff."""
@@ -93,46 +97,96 @@ def last_fit_day(spec: DatasetSpec) -> int:
     return make_splits(spec).train[-1] + spec.horizon
 
 
-def cut_windows(spec: DatasetSpec, record: dict, cutoffs) -> dict:
-    """Cuts one entity's record into samples, in TensorFlow ops.
+def stack_series(spec: DatasetSpec, records: dict) -> dict:
+    """Lays the scenarios of many records one after another.
 
     Args:
         spec: The dataset spec.
-        record: One record (`schema.record_tensors`).
-        cutoffs: Day numbers, int `[C]`.
+        records: R records (`schema.record_tensors`) as
+            `tf.data.Dataset.ragged_batch` joins them: what has an axis of
+            scenarios is ragged.
 
     Returns:
-        Dict of tensors with `S · C` rows, scenario-major: the raw features
-        (`schema.raw_features`), `entity`, `labels` `[rows, tasks]` and
-        `active` (bool: the sample meets `spec.activity`). Labels of a cutoff
-        whose horizon passes the last day are meaningless.
+        Dict of tensors, N series in all: what belongs to a scenario `[N, …]`,
+        what belongs to an entity `[R, …]`, `_OWNER` `[N]`, the entity of each
+        series, and `_TOTALS` `[R, days, columns]`, sums over an entity's
+        scenarios, if the spec wants them.
+    """
+    values = records[schema.VALUES]
+    series = {
+        name: tensor.values if isinstance(tensor, tf.RaggedTensor) else tensor
+        for name, tensor in records.items()
+    }
+    series[_OWNER] = values.value_rowids()
+    if spec.cross_scenario_totals:
+        series[_TOTALS] = tf.reduce_sum(values, axis=1)
+    return series
+
+
+def active_samples(spec: DatasetSpec, series: dict, cutoffs) -> tf.Tensor:
+    """The samples that meet `spec.activity`.
+
+    Args:
+        spec: The dataset spec.
+        series: N series (`stack_series`).
+        cutoffs: Day numbers, int `[C]`, ascending.
+
+    Returns:
+        Int32 `[samples, 2]`, series and cutoff, in the order of series.
     """
     cutoffs = tf.convert_to_tensor(cutoffs, tf.int32)
+    values = series[schema.VALUES]
+    if spec.activity is None:
+        active = tf.ones([tf.shape(values)[0], tf.size(cutoffs)], tf.bool)
+    else:
+        (column,) = _columns(spec, [spec.activity])
+        # Days with activity before each day, so that windows are differences.
+        days = tf.cumsum(tf.cast(values[..., column] != 0, tf.int32), axis=1)
+        days = tf.pad(days, [[0, 0], [1, 0]])
+        first = tf.maximum(cutoffs + 1 - spec.lookback, 0)
+        active = tf.gather(days, cutoffs + 1, axis=1) > tf.gather(
+            days, first, axis=1
+        )
+    index = tf.cast(tf.where(active), tf.int32)
+    return tf.stack([index[:, 0], tf.gather(cutoffs, index[:, 1])], axis=1)
+
+
+def cut_windows(spec: DatasetSpec, series: dict, samples) -> dict:
+    """Cuts samples out of series, in TensorFlow ops.
+
+    Args:
+        spec: The dataset spec.
+        series: N series (`stack_series`).
+        samples: Series and cutoff of each sample, int32 `[B, 2]`.
+
+    Returns:
+        Dict of tensors with B rows: the raw features (`schema.raw_features`),
+        `entity` and `labels` `[B, tasks]`. Labels of a cutoff whose horizon
+        passes the last day are meaningless.
+    """
+    index, cutoffs = samples[:, 0], samples[:, 1]
+    owner = tf.gather(series[_OWNER], index)
     seen = cutoffs[:, None] + tf.range(1 - spec.lookback, 1)
-    values = record[schema.VALUES]
-    # The rule: inputs are gathered from `seen`, whose last day is the cutoff.
-    past = tf.gather(values, tf.maximum(seen, 0), axis=1)
-    past = tf.where((seen >= 0)[None, :, :, None], past, 0.0)
-    features = _sequences(spec, past, scenario_axis=0)
-    num_scenarios = tf.shape(values)[0]
-    num_rows = num_scenarios * tf.size(cutoffs)
-    features = {
-        name: tf.reshape(tensor, tf.concat([[num_rows], tensor.shape[2:]], 0))
-        for name, tensor in features.items()
-    }
-    for name, tensor in _time_features(spec, cutoffs).items():
-        features[name] = tf.tile(tensor, [num_scenarios])
-    for name, tensor in record.items():
-        if name == schema.VALUES:
-            continue
-        tensor = tf.convert_to_tensor(tensor)
-        if is_scenario_s(name):
-            features[name] = tf.repeat(tensor, tf.size(cutoffs))
-        else:
-            features[name] = tf.repeat(tensor[None], num_rows)
-    features["active"] = tf.reshape(_is_active(spec, past), [num_rows])
-    labels = _labels(spec, values, cutoffs)
-    features[LABELS] = tf.reshape(labels, [num_rows, len(spec.tasks)])
+
+    def past(values, rows):
+        # The rule: inputs are gathered from `seen`, whose last day is the
+        # cutoff.
+        days = _gather_days(values, rows, tf.maximum(seen, 0))
+        return tf.where((seen >= 0)[..., None], days, 0.0)
+
+    totals = None
+    if spec.cross_scenario_totals:
+        totals = past(series[_TOTALS], owner)
+    features = _sequences(spec, past(series[schema.VALUES], index), totals)
+    features |= _time_features(spec, cutoffs)
+    for name, values in series.items():
+        if name not in (schema.VALUES, _OWNER, _TOTALS):
+            rows = index if is_scenario_s(name) else owner
+            features[name] = tf.gather(values, rows)
+    future = cutoffs[:, None] + tf.range(1, spec.horizon + 1)
+    future = tf.minimum(future, tf.shape(series[schema.VALUES])[1] - 1)
+    daily = _gather_days(series[schema.VALUES], index, future)
+    features[LABELS] = _labels(spec, daily)
     return features
 
 
@@ -153,9 +207,13 @@ def cut_latest(spec: DatasetSpec, grid: dict) -> dict:
     past = tf.pad(past, [[0, 0], [0, 0], [missing, 0], [0, 0]])
     num_entities, num_scenarios = past.shape[:2]
     num_rows = num_entities * num_scenarios
+    totals = None
+    if spec.cross_scenario_totals:
+        totals = tf.reduce_sum(past, axis=1, keepdims=True)
+        totals = tf.broadcast_to(totals, past.shape)
     features = {
         name: tf.reshape(tensor, [num_rows, *tensor.shape[2:]])
-        for name, tensor in _sequences(spec, past, scenario_axis=1).items()
+        for name, tensor in _sequences(spec, past, totals).items()
     }
     for name, value in _time_features(spec, tf.constant(last)).items():
         features[name] = tf.fill([num_rows], value)
@@ -165,25 +223,6 @@ def cut_latest(spec: DatasetSpec, grid: dict) -> dict:
             index = scenario if is_scenario_s(name) else entity
             features[name] = tf.gather(values, index)
     return features
-
-
-def with_totals(spec: DatasetSpec, values, axis: int):
-    """Columns of one entity's scenarios, with their totals beside them.
-
-    Args:
-        spec: The dataset spec; without cross-scenario totals nothing changes.
-        values: Tensor `[..., columns]`.
-        axis: Axis of the scenarios.
-
-    Returns:
-        Tensor `[..., columns]` or `[..., 2 * columns]`.
-    """
-    if not spec.cross_scenario_totals:
-        return values
-    total = tf.reduce_sum(values, axis=axis, keepdims=True)
-    joined = tf.concat([values, tf.broadcast_to(total, tf.shape(values))], -1)
-    joined.set_shape([*values.shape[:-1], 2 * values.shape[-1]])
-    return joined
 
 
 def _split_by_shares(spec, cutoffs):
@@ -233,40 +272,39 @@ def _time_features(spec, cutoffs):
     }
 
 
-def _sequences(spec, past, scenario_axis):
-    """Splits `past` `[?, ?, L, F]` into the sequences by role."""
-    # In the order of `spec.value_columns`.
-    behavior, performance, known_future = tf.split(
-        past,
-        [len(spec.behavior), len(spec.performance), len(spec.known_future)],
-        axis=-1,
-    )
+def _gather_days(values, rows, days):
+    """Days `[B, n]` of the series `rows` `[B]` of `values`: `[B, n, F]`."""
+    rows = tf.broadcast_to(rows[:, None], tf.shape(days))
+    return tf.gather_nd(values, tf.stack([tf.cast(rows, days.dtype), days], -1))
+
+
+def _sequences(spec, past, totals):
+    """Splits `past` `[…, L, F]` by role, each beside its own `totals`."""
+
+    def by_role(values):
+        # In the order of `spec.value_columns`.
+        sizes = [len(spec.behavior), len(spec.performance)]
+        return tf.split(values, [*sizes, len(spec.known_future)], axis=-1)
+
+    behavior, performance, known_future = by_role(past)
+    if totals is not None:
+        behavior_totals, performance_totals, _ = by_role(totals)
+        behavior = tf.concat([behavior, behavior_totals], -1)
+        performance = tf.concat([performance, performance_totals], -1)
     sequences = {
         schema.BEHAVIOR_SEQUENCE: behavior,
         schema.PERFORMANCE_SEQUENCE: performance,
     }
-    for name, own in sequences.items():
-        sequences[name] = with_totals(spec, own, axis=scenario_axis)
     if spec.known_future:
         # A value on day d concerns day d + horizon: the last `horizon` days
         # seen tell of the days to be predicted.
-        sequences[schema.KNOWN_FUTURE] = known_future[:, :, -spec.horizon :]
+        sequences[schema.KNOWN_FUTURE] = known_future[..., -spec.horizon :, :]
     return sequences
 
 
-def _is_active(spec, past):
-    if spec.activity is None:
-        return tf.ones(tf.shape(past)[:2], tf.bool)
-    (column,) = _columns(spec, [spec.activity])
-    return tf.reduce_any(past[..., column] != 0, axis=-1)
-
-
-def _labels(spec, values, cutoffs):
-    """Labels `[S, C, tasks]` from the `horizon` days after each cutoff."""
-    future = cutoffs[:, None] + tf.range(1, spec.horizon + 1)
-    future = tf.minimum(future, tf.shape(values)[1] - 1)
+def _labels(spec, daily):
+    """Labels `[B, tasks]` of the days `[B, horizon, F]` to be predicted."""
     columns = _columns(spec, [task.column for task in spec.tasks])
-    daily = tf.gather(tf.gather(values, columns, axis=-1), future, axis=1)
-    labels = tf.reduce_sum(daily, axis=2)
+    labels = tf.reduce_sum(tf.gather(daily, columns, axis=-1), axis=1)
     binary = tf.constant([task.kind == "binary" for task in spec.tasks])
     return tf.where(binary, tf.cast(labels > 0, labels.dtype), labels)

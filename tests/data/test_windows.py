@@ -1,8 +1,10 @@
 import dataclasses
 import datetime
+import itertools
 
 import numpy as np
 import pytest
+import tensorflow as tf
 from hypothesis import given, settings, strategies as st
 
 from m2m_tf.config import SplitDates, SplitShares
@@ -14,8 +16,27 @@ def record(clinic_spec):
     return next(panel.iter_records(clinic_spec))
 
 
+def series_of(spec, *records):
+    """Series of records, whose numbers of scenarios may differ."""
+    tensors = schema.record_tensors(spec)
+    dataset = tf.data.Dataset.from_generator(
+        lambda: iter(records),
+        output_signature={
+            name: tf.TensorSpec(tensor.shape, tensor.dtype)
+            for name, tensor in tensors.items()
+        },
+    )
+    return windows.stack_series(
+        spec, next(iter(dataset.ragged_batch(len(records))))
+    )
+
+
 def cut(spec, record, cutoffs):
-    rows = windows.cut_windows(spec, record, cutoffs)
+    """Every sample of a record, active or not, scenario by scenario."""
+    pairs = itertools.product(range(len(record[schema.VALUES])), cutoffs)
+    rows = windows.cut_windows(
+        spec, series_of(spec, record), tf.constant(list(pairs))
+    )
     return {name: tensor.numpy() for name, tensor in rows.items()}
 
 
@@ -116,12 +137,45 @@ def test_short_history_is_padded_in_front(clinic_spec, record):
     )
 
 
-def test_inactive_samples_are_told_apart(clinic_spec, record):
-    values = record[schema.VALUES].copy()
-    column = clinic_spec.value_columns.index("visits")
-    values[0, :, column] = 0
-    rows = cut(clinic_spec, record | {schema.VALUES: values}, [40])
-    assert not rows["active"][0] and rows["active"][1:].all()
+@pytest.mark.parametrize("activity", ["visits", None])
+def test_active_samples_equal_a_slow_reference(clinic_spec, activity):
+    spec = dataclasses.replace(clinic_spec, activity=activity)
+    records = list(itertools.islice(panel.iter_records(spec), 4))
+    column = spec.value_columns.index("visits")
+    rng = np.random.default_rng(0)
+    for record in records:
+        # Days of activity are so rare that many windows have none.
+        record[schema.VALUES] = record[schema.VALUES].copy()
+        days = record[schema.VALUES][..., column]
+        days[...] = rng.random(days.shape) < 0.03
+    cutoffs = [3, 20, 41, 55]
+    expected = []
+    series = [values for record in records for values in record[schema.VALUES]]
+    for index, values in enumerate(series):
+        for cutoff in cutoffs:
+            first = max(cutoff - spec.lookback + 1, 0)
+            if activity is None or values[first : cutoff + 1, column].any():
+                expected.append([index, cutoff])
+    got = windows.active_samples(spec, series_of(spec, *records), cutoffs)
+    np.testing.assert_array_equal(got, expected)
+    if activity:
+        assert 0 < len(expected) < len(series) * len(cutoffs)
+
+
+def test_samples_of_several_records_keep_to_their_own(clinic_spec):
+    spec = clinic_spec
+    records = list(itertools.islice(panel.iter_records(spec), 3))
+    # Rows of entities and of series differ.
+    assert len({len(record[schema.SCENARIO]) for record in records}) > 1
+    series = series_of(spec, *records)
+    order = np.random.default_rng(0).permutation(len(series[schema.VALUES]))
+    rows = windows.cut_windows(
+        spec, series, tf.constant([[index, 40] for index in order])
+    )
+    alone = [cut(spec, record, [40]) for record in records]
+    for name, tensor in rows.items():
+        expected = np.concatenate([each[name] for each in alone])[order]
+        np.testing.assert_array_equal(tensor, expected)
 
 
 def test_splits_of_a_year_of_sundays(clinic_spec):
