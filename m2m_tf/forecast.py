@@ -2,7 +2,7 @@
 
 import numpy as np
 from keras import ops
-from scipy import stats
+from scipy import special
 
 # Levels of the quantiles that bound the 80 % interval, and the median's.
 LOWER, MEDIAN, UPPER = 0.1, 0.5, 0.9
@@ -36,7 +36,11 @@ def poisson_median(rate):
             "`rate` must be finite and not negative. Received: "
             f"{bad.sum()} other value(s), the first {rate[bad][0]}"
         )
-    return stats.poisson.ppf(0.5, rate)
+    # scipy.stats would do the same, at 0.7 s of every import of the library.
+    upper = np.ceil(special.pdtrik(0.5, rate))
+    lower = np.maximum(upper - 1, 0)
+    median = np.where(special.pdtr(lower, rate) >= 0.5, lower, upper)
+    return np.where(rate <= np.log(2), 0.0, median)
 
 
 def has_shape(output) -> bool:

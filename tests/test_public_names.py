@@ -1,4 +1,6 @@
 import inspect
+import subprocess
+import sys
 
 import keras
 import pytest
@@ -49,3 +51,16 @@ def test_public_name_has_a_docstring(name):
     value = getattr(m2m_tf, name)
     if callable(value):
         assert inspect.getdoc(value)
+
+
+def test_import_leaves_out_what_takes_long():
+    # Each of these adds half a second to an import. Keras has some itself.
+    heavy = {"scipy.stats", "matplotlib.pyplot", "lightgbm", "pandas"}
+    code = (
+        "import sys, keras; before = set(sys.modules); import m2m_tf; "
+        f"print({heavy} & (set(sys.modules) - before))"
+    )
+    told = subprocess.run(
+        [sys.executable, "-c", code], check=True, capture_output=True, text=True
+    )
+    assert told.stdout.strip() == "set()"
