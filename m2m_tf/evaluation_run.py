@@ -339,4 +339,5 @@ def _write_report(data, model_name, metrics, figures, history, config, folder):
             "training": config["training"],
             "data fingerprint": metrics["data_fingerprint"],
         },
+        interval=metrics.get("interval"),
     )

@@ -24,6 +24,8 @@ from m2m_tf.layers import ColumnEmbedding, TaskViews
 from m2m_tf.models import ForecastModel, unused_settings
 
 LOGS_FOLDER = "tensorboard"
+# Scores of the epoch that is kept. Sorts behind the curves.
+BEST_TAGS = "validation_best"
 _TRAIN, _VALIDATION, _BEST = "train", "validation", "best"
 # Points of the training loss in an epoch: enough for TensorBoard's smoothing
 # where a training has few epochs.
@@ -57,6 +59,7 @@ class RunLogs(keras.callbacks.Callback):
         self._profile_steps = profile_steps
         self._batches = 0
         self._profiling = False
+        self._step_trace = None
 
     def on_train_begin(self, logs=None):
         del logs
@@ -84,9 +87,18 @@ class RunLogs(keras.callbacks.Callback):
         if self._profile_steps and self._batches == _PROFILE_FROM:
             tf.profiler.experimental.start(str(self._folder / _TRAIN))
             self._profiling = True
+        if self._profiling:
+            # Marks a step, by which the profile's pages count.
+            self._step_trace = tf.profiler.experimental.Trace(
+                "train", step_num=self._batches, _r=1
+            )
+            self._step_trace.__enter__()
 
     def on_train_batch_end(self, batch, logs=None):
         self._batches += 1
+        if self._step_trace is not None:
+            self._step_trace.__exit__(None, None, None)
+            self._step_trace = None
         if self._batches == _PROFILE_FROM + self._profile_steps:
             self._stop_profile()
         done = batch + 1
@@ -115,7 +127,7 @@ class RunLogs(keras.callbacks.Callback):
             with self._writers[_BEST].as_default():
                 _write_scalars(
                     {
-                        f"best_epoch/{name.split('/')[0]}": value
+                        f"{BEST_TAGS}/{name.split('/')[0]}": value
                         for name, value in validation.items()
                         if name.endswith(("/total", "/overall"))
                     },
@@ -245,7 +257,9 @@ def keep_logs(
         )
         writer = tf.summary.create_file_writer(str(place / _BEST))
         with writer.as_default():
-            _write_scalars(scores, 0)
+            _write_scalars(
+                {f"{BEST_TAGS}/{k}": x for k, x in scores.items()}, 0
+            )
         writer.close()
 
 

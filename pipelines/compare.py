@@ -271,7 +271,7 @@ class _Study:
             tensorboard.keep_logs(
                 folder,
                 dataset.work / tensorboard.LOGS_FOLDER / path.stem,
-                {"best_epoch/validation_score": result["validation_score"]}
+                {"validation_score": result["validation_score"]}
                 if searched
                 else {},
             )
