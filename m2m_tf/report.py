@@ -3,9 +3,11 @@
 import base64
 import os
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 
 import jinja2
+import markupsafe
 
 from m2m_tf import files
 
@@ -122,6 +124,7 @@ def write_report(
         lstrip_blocks=True,
     )
     environment.filters["number"] = _number
+    environment.filters["breakable"] = _breakable
     html = environment.get_template(_TEMPLATE).render(
         title=title,
         headline=_headline(metrics, model, naive, interval),
@@ -150,7 +153,7 @@ def _headline(metrics, model, naive, interval):
             other = metrics[naive]["overall"][metric]
             remark = f"{naive}: {_number(other)}"
             if value is not None and other:
-                remark += f" ({100 * (value / other - 1):+.0f} %)"
+                remark += f" ({100 * (value / other - 1):+.0f}%)"
         numbers.append((title, _number(value), remark))
     if interval is not None:
         title = f"Inside the {interval['level']:.0%} interval"
@@ -203,6 +206,12 @@ def _flat(settings, prefix=""):
         else:
             flat[prefix + str(name)] = _text(value)
     return flat
+
+
+def _breakable(name):
+    """A name that may go on in the next line after each of its parts."""
+    escaped = str(markupsafe.escape(name))
+    return markupsafe.Markup(re.sub("([._])", r"\1<wbr>", escaped))
 
 
 def _number(value):
