@@ -287,7 +287,7 @@ def test_time_series_page_folds_by_metric(page, served):
         "smape",
         "validation_best",
     ]
-    page.get_by_placeholder("Filter tags").fill("nmae/visits")
+    page.get_by_role("combobox", name="Filter tags (regex)").fill("nmae/visits")
     page.get_by_text("nmae/visits/walk_in").first.wait_for()
 
 
