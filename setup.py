@@ -54,9 +54,11 @@ setuptools.setup(
             "httpx>=0.28,<1",
             "orjson>=3.10,<4",
         ],
+        "profile": ["xprof>=2.24,<3"],
         "test": [
             "pytest>=8.3,<10",
             "hypothesis>=6.100,<7",
+            "playwright>=1.50,<2",
             "kubernetes-validate>=1.30,<2",
             "check-jsonschema>=0.30,<1",
             "ruff>=0.17,<0.18",

@@ -297,6 +297,8 @@ class TrainingSettings:
         shuffle_entities: Entities whose samples are shuffled together. Steps
             that draw from few of them learn worse. Three times as many are
             in memory, 4 bytes a day, column and scenario of theirs.
+        profile_steps: Steps of the first epochs that are profiled for
+            TensorBoard, 0 for none.
     """
 
     batch_size: _Count = 256
@@ -312,6 +314,7 @@ class TrainingSettings:
     dtype_policy: Literal["float32", "mixed_bfloat16"] = "float32"
     jit_compile: bool = True
     shuffle_entities: _Count = 16384
+    profile_steps: Annotated[int, Field(ge=0)] = 0
 
 
 MODEL_PRESETS = {

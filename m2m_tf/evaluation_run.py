@@ -9,7 +9,7 @@ import polars as pl
 import tensorflow as tf
 from tqdm import tqdm
 
-from m2m_tf import evaluation, files, plots, report
+from m2m_tf import evaluation, files, plots, report, tensorboard
 from m2m_tf.baselines import naive_forecasts
 from m2m_tf.data import schema, windows
 from m2m_tf.data.dataset import ForecastData
@@ -272,6 +272,17 @@ def _write_plots(data, test, model_name, scores, history, folder):
     scenarios = data.preprocessor.scenario_names
     seen = [i for i in range(len(scenarios)) if (test.scenario == i).any()]
     horizon = data.spec.horizon
+    captions = {
+        "cells": "Error of each task in each scenario on the test split, "
+        "beside what it is held against. Lower is better.",
+        "calibration": f"Mean total of the next {horizon} days against the "
+        "forecast, by tenths of the forecast. On the diagonal the forecast is "
+        "right on average.",
+        "learning": "Loss and overall metrics by epoch. The best epoch by "
+        "validation loss is the one that is evaluated and exported.",
+        "attention": "Mean attention of each task on each expert, by scenario "
+        "(eq. 15 of the paper).",
+    }
     with files.replacing(folder) as temporary:
         temporary.mkdir()
         plots.plot_cells(scores, temporary / "cells.png")
@@ -282,37 +293,20 @@ def _write_plots(data, test, model_name, scores, history, folder):
             temporary / "calibration.png",
         )
         plots.plot_learning_curves(history, temporary / "learning.png")
-        if test.attention is not None:
+        if test.attention is None:
+            del captions["attention"]
+        else:
             plots.plot_expert_attention(
                 test.attention[:, seen],
                 tasks,
                 [scenarios[i] for i in seen],
                 temporary / "attention.png",
             )
-    figures = [
-        (
-            folder / "cells.png",
-            "Error of each task in each scenario on the test split, beside "
-            "what it is held against. Lower is better.",
-        ),
-        (
-            folder / "calibration.png",
-            f"Mean total of the next {horizon} days against the forecast, by "
-            "tenths of the forecast. On the diagonal the forecast is right "
-            "on average.",
-        ),
-        (
-            folder / "learning.png",
-            "Loss and overall metrics by epoch. The best epoch by validation "
-            "loss is the one that is evaluated and exported.",
-        ),
-        (
-            folder / "attention.png",
-            "Mean attention of each task on each expert, by scenario "
-            "(eq. 15 of the paper).",
-        ),
-    ]
-    return [figure for figure in figures if figure[0].exists()]
+        tensorboard.write_images(
+            [(temporary / f"{x}.png", text) for x, text in captions.items()],
+            temporary,
+        )
+    return [(folder / f"{x}.png", text) for x, text in captions.items()]
 
 
 def _write_report(data, model_name, metrics, figures, history, config, folder):
@@ -345,4 +339,5 @@ def _write_report(data, model_name, metrics, figures, history, config, folder):
             "training": config["training"],
             "data fingerprint": metrics["data_fingerprint"],
         },
+        interval=metrics.get("interval"),
     )

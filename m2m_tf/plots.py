@@ -7,6 +7,7 @@ says too.
 """
 
 import os
+import textwrap
 from collections.abc import Mapping, Sequence
 
 import numpy as np
@@ -26,6 +27,8 @@ _TITLES = {
     "overall_poisson_deviance": "Poisson deviance, mean over the cells",
 }
 _DPI = 144
+# Letters of a tick label in a line.
+_LABEL_WIDTH = 12
 
 
 def plot_cells(
@@ -54,8 +57,13 @@ def plot_cells(
     cells = metrics[names[0]]["cells"]
     tasks = _unique(cell["task"] for cell in cells)
     scenarios = _unique(cell["scenario"] for cell in cells)
+    labels = [_wrap(name) for name in scenarios]
+    lines = max(label.count("\n") for label in labels)
     figure, axes = _panels(
-        len(tasks), 2, width=max(4.6, 0.95 * len(scenarios)), height=1.9
+        len(tasks),
+        2,
+        width=max(4.6, 0.95 * len(scenarios)),
+        height=1.75 + 0.15 * lines,
     )
     for row, task in enumerate(tasks):
         for column, metric in enumerate(("nmae", "smape")):
@@ -70,7 +78,7 @@ def plot_cells(
             axis.set_title(f"{task}: {metric.upper()}")
             axis.set_ylabel(f"{metric.upper()} (no unit)")
             axis.set_xticks(range(len(scenarios)))
-            axis.set_xticklabels([_wrap(name) for name in scenarios])
+            axis.set_xticklabels(labels, fontsize=9)
     figure.suptitle("Errors by task and scenario (lower is better)")
     _legend_below(figure, axes[0, 0], len(names))
     _save(figure, path)
@@ -113,8 +121,8 @@ def plot_calibration(
         groups = _group_means(labels, forecast, num_groups)
         _calibration_axis(axis, *groups)
         axis.set_title(task)
-        axis.set_xlabel("mean forecast per sample")
-        axis.set_ylabel("mean label per sample")
+        axis.set_xlabel("mean forecast (the task's unit)")
+        axis.set_ylabel("mean label (the task's unit)")
     for axis in axes.flat[len(task_names) :]:
         axis.set_visible(False)
     figure.suptitle("Calibration: groups of equal size, ordered by forecast")
@@ -158,6 +166,7 @@ def plot_learning_curves(
                 np.array(values, float),
                 color=_COLOURS[index],
                 marker=_MARKERS[index],
+                markersize=4,
                 linestyle=("--", "-")[index],
                 label=label,
             )
@@ -399,7 +408,8 @@ def _calibration_axis(axis, forecast, labels):
 
 def _wrap(name):
     """Breaks long names so that neighbouring tick labels do not touch."""
-    return name.replace("_", "_\n") if len(name) > 9 else name
+    lines = textwrap.wrap(name.replace("_", "_ "), _LABEL_WIDTH) or [name]
+    return "\n".join(line.replace("_ ", "_") for line in lines)
 
 
 def _unique(names):

@@ -3,9 +3,11 @@
 import base64
 import os
 import pathlib
+import re
 from collections.abc import Mapping, Sequence
 
 import jinja2
+import markupsafe
 
 from m2m_tf import files
 
@@ -16,21 +18,50 @@ _METRIC_TITLES = {
     "poisson_deviance": "Poisson deviance",
 }
 _NOTES = (
-    "Overall scores are unweighted means over the cells task × scenario that "
-    "have a value, so a small scenario counts as much as a large one.",
-    "NMAE = Σ|forecast − label| / Σ label. 0 is perfect; 1 is what a forecast "
-    "of 0 everywhere scores. Cells whose labels are all 0 have none.",
-    "SMAPE = mean of |forecast − label| / ((forecast + label) / 2), from 0 to "
-    "2; a term in which both are 0 counts as 0. It gives 2 to any positive "
-    "forecast of a true 0, so a forecast of the mean scores badly where most "
-    "labels are 0, and “always 0” well. Read it beside the share of zeros.",
-    "Poisson deviance is least for the mean. Forecasts below 1e-9 count as "
-    "1e-9: scores of forecasts that contain zeros, such as last_week, depend "
-    "on that limit, and medians are not scored by it.",
-    "Mean or median: the model is trained to forecast the mean, which adds up "
-    "over advertisers and days and is what the deviance judges. NMAE is least "
-    "for the median, which is often 0 where sales are rare; rows named "
-    "…_median hold medians.",
+    (
+        "Overall",
+        "The unweighted mean over the cells task × scenario that have a "
+        "value, so a small scenario counts as much as a large one.",
+    ),
+    (
+        "NMAE",
+        "How far off the forecasts are, as a share of what there was to "
+        "forecast: Σ|forecast − label| / Σ label. 0 is perfect; 1 is what a "
+        "forecast of 0 everywhere scores. Cells whose labels are all 0 have "
+        "none.",
+    ),
+    (
+        "SMAPE",
+        "How far off each forecast is, as a share of its own size: the mean "
+        "of |forecast − label| / ((forecast + label) / 2), from 0 to 2; a "
+        "term in which both are 0 counts as 0. It gives 2 to any positive "
+        "forecast of a true 0, so a forecast of the mean scores badly where "
+        "most labels are 0, and “always 0” well. Read it beside the share of "
+        "zeros.",
+    ),
+    (
+        "Poisson deviance",
+        "How unlikely the labels are if the forecasts were the means of "
+        "Poisson distributions; 0 is perfect. It is in the task’s own unit, "
+        "so compare it within a task only. It is least for the mean. "
+        "Forecasts below 1e-9 count as 1e-9: scores of forecasts that contain "
+        "zeros, such as last_week, depend on that limit, and medians are not "
+        "scored by it.",
+    ),
+    (
+        "Mean or median",
+        "The model is trained to forecast the mean, which adds up over "
+        "entities and days and is what the deviance judges. NMAE is least for "
+        "the median, which is often 0 where most labels are; rows named "
+        "…_median hold medians.",
+    ),
+)
+_INTERVAL_NOTE = (
+    "Interval",
+    "The model also tells a range for each forecast. If it is right about how "
+    "sure it is, the share of labels inside an 80% interval is 80%: fewer "
+    "means too sure, more means not sure enough. Where labels are 0 or 1 a "
+    "range cannot hold exactly 80%, so a label on the edge counts in part.",
 )
 
 
@@ -43,6 +74,7 @@ def write_report(
     model: str,
     figures: Sequence[tuple[str | os.PathLike, str]] = (),
     settings: Mapping[str, object] | None = None,
+    interval: Mapping[str, object] | None = None,
     naive: str = "history_mean",
 ) -> None:
     """Writes a self-contained HTML report.
@@ -60,6 +92,8 @@ def write_report(
         figures: PNG files with their captions.
         settings: Settings of the run; nested mappings are shown with dotted
             names.
+        interval: What `evaluation.evaluate_intervals` returned, for a model
+            that tells intervals.
         naive: Name of the forecast shown beside it; left out if absent.
 
     Raises:
@@ -89,25 +123,27 @@ def write_report(
         trim_blocks=True,
         lstrip_blocks=True,
     )
-    environment.filters["metric"] = _metric
+    environment.filters["number"] = _number
+    environment.filters["breakable"] = _breakable
     html = environment.get_template(_TEMPLATE).render(
         title=title,
-        headline=_headline(metrics, model, naive),
+        headline=_headline(metrics, model, naive, interval),
         summary={name: _text(value) for name, value in summary.items()},
         metric_titles=_METRIC_TITLES,
         overall={name: scores["overall"] for name, scores in metrics.items()},
         best=_best(metrics),
         model=model,
         naive=naive,
-        cells=_cells(metrics, model, naive),
+        cells=_cells(metrics, model, naive, interval),
+        interval=interval,
         figures=[(_data_uri(png), caption) for png, caption in figures],
         settings=_flat(settings or {}),
-        notes=_NOTES,
+        notes=_NOTES if interval is None else (*_NOTES, _INTERVAL_NOTE),
     )
     files.write_text(path, html)
 
 
-def _headline(metrics, model, naive):
+def _headline(metrics, model, naive, interval):
     """Title, value and remark of each headline number."""
     numbers = []
     for metric, title in _METRIC_TITLES.items():
@@ -115,10 +151,14 @@ def _headline(metrics, model, naive):
         remark = ""
         if naive is not None:
             other = metrics[naive]["overall"][metric]
-            remark = f"{naive}: {_metric(other)}"
+            remark = f"{naive}: {_number(other)}"
             if value is not None and other:
-                remark += f" ({100 * (value / other - 1):+.0f} %)"
-        numbers.append((title, _metric(value), remark))
+                remark += f" ({100 * (value / other - 1):+.0f}%)"
+        numbers.append((title, _number(value), remark))
+    if interval is not None:
+        title = f"Inside the {interval['level']:.0%} interval"
+        remark = f"of the labels; aim: {interval['level']:.0%}"
+        numbers.append((title, f"{interval['coverage']:.1%}", remark))
     return numbers
 
 
@@ -133,16 +173,19 @@ def _best(metrics):
     return best
 
 
-def _cells(metrics, model, naive):
-    """Pairs (model's cell, the naive forecast's or None)."""
-    others = {}
-    if naive is not None:
-        for cell in metrics[naive]["cells"]:
-            others[cell["task"], cell["scenario"]] = cell
-    return [
-        (cell, others.get((cell["task"], cell["scenario"])))
-        for cell in metrics[model]["cells"]
-    ]
+def _cells(metrics, model, naive, interval):
+    """(model's cell, the naive forecast's or None, coverage or None)."""
+    others = _by_cell(metrics[naive]["cells"] if naive is not None else ())
+    told = _by_cell(interval["cells"] if interval is not None else ())
+    rows = []
+    for place, cell in _by_cell(metrics[model]["cells"]).items():
+        coverage = told[place]["coverage"] if told else None
+        rows.append((cell, others.get(place), coverage))
+    return rows
+
+
+def _by_cell(cells):
+    return {(cell["task"], cell["scenario"]): cell for cell in cells}
 
 
 def _data_uri(path):
@@ -165,8 +208,19 @@ def _flat(settings, prefix=""):
     return flat
 
 
-def _metric(value):
-    return "–" if value is None else f"{value:.3f}"
+def _breakable(name):
+    """A name that may go on in the next line after each of its parts."""
+    escaped = str(markupsafe.escape(name))
+    return markupsafe.Markup(re.sub("([._])", r"\1<wbr>", escaped))
+
+
+def _number(value):
+    """About four digits, so that columns of all sizes can be read."""
+    if value is None:
+        return "–"
+    size = abs(value)
+    decimals = 3 if size < 10 else 2 if size < 100 else 1 if size < 1000 else 0
+    return f"{value:,.{decimals}f}"
 
 
 def _text(value):

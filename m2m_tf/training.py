@@ -11,10 +11,9 @@ import time
 
 import keras
 import tensorflow as tf
-from tensorboard.plugins.hparams import api as hparams
 
-from m2m_tf import files
-from m2m_tf.config import ModelSettings, TrainingSettings, to_values
+from m2m_tf import files, tensorboard
+from m2m_tf.config import ModelSettings, TrainingSettings
 from m2m_tf.data.dataset import ForecastData
 from m2m_tf.losses import joint_hurdle, joint_poisson
 from m2m_tf.metrics import CellMetrics
@@ -23,7 +22,6 @@ from m2m_tf.models.ensemble import MEMBER_PREFIX
 
 MODEL_FILE = "model.keras"
 HISTORY_FILE = "history.json"
-LOGS_FOLDER = "tensorboard"
 _BACKUP_FOLDER = "backup"
 
 
@@ -145,7 +143,13 @@ def _train_network(data, model_settings, settings, folder):
     record = RunRecord(folder, settings.patience, epoch, steps)
     record.restore(model)
     if not record.is_finished(settings.epochs):
-        _log_hparams(folder, model_settings, settings)
+        logs = tensorboard.RunLogs(
+            data,
+            tensorboard.setting_values(data, model_settings, settings),
+            record,
+            folder / tensorboard.LOGS_FOLDER,
+            settings.profile_steps,
+        )
         model.fit(
             batches,
             validation_data=data.validation(settings.batch_size),
@@ -153,12 +157,7 @@ def _train_network(data, model_settings, settings, folder):
             initial_epoch=record.epochs_done,
             # tf.data shuffles; the argument only concerns arrays.
             shuffle=False,
-            callbacks=[
-                keras.callbacks.TerminateOnNaN(),
-                record,
-                CellScalars(data, folder / LOGS_FOLDER),
-                keras.callbacks.TensorBoard(folder / LOGS_FOLDER),
-            ],
+            callbacks=[keras.callbacks.TerminateOnNaN(), record, logs],
         )
     if not (folder / MODEL_FILE).exists():
         raise TrainingError(
@@ -231,6 +230,12 @@ class RunRecord(keras.callbacks.Callback):
         for path in self._backups():
             path.unlink()
 
+    def best_epoch(self) -> int | None:
+        """Index of the epoch with the lowest finite validation loss."""
+        losses = [row["val_loss"] for row in self.history]
+        finite = [index for index, x in enumerate(losses) if math.isfinite(x)]
+        return min(finite, key=losses.__getitem__, default=None)
+
     def on_epoch_begin(self, epoch, logs=None):
         del logs
         self._epoch.assign(epoch)
@@ -246,7 +251,7 @@ class RunRecord(keras.callbacks.Callback):
         row |= {name: float(value) for name, value in (logs or {}).items()}
         row["seconds"] = round(time.monotonic() - self._started, 2)
         self.history = [*self.history[:epoch], row]
-        if self._best_epoch() == epoch:
+        if self.best_epoch() == epoch:
             with files.replacing(self._folder / MODEL_FILE) as path:
                 self.model.save(path)
         files.write_json(self._folder / HISTORY_FILE, self.history)
@@ -268,47 +273,10 @@ class RunRecord(keras.callbacks.Callback):
             if not path.name.startswith(".")
         ]
 
-    def _best_epoch(self):
-        """Index of the row with the lowest finite validation loss."""
-        losses = [row["val_loss"] for row in self.history]
-        finite = [index for index, x in enumerate(losses) if math.isfinite(x)]
-        return min(finite, key=losses.__getitem__, default=None)
-
     def _has_waited(self):
-        best = self._best_epoch()
+        best = self.best_epoch()
         waited = len(self.history) - 1 - (-1 if best is None else best)
         return bool(self.history) and waited >= self._patience
-
-
-class CellScalars(keras.callbacks.Callback):
-    """Writes validation metrics of each (task, scenario) to TensorBoard.
-
-    Args:
-        data: Prepared data, for the names.
-        folder: Folder of the logs.
-    """
-
-    def __init__(self, data, folder):
-        super().__init__()
-        self._tasks = data.spec.task_names
-        self._scenarios = data.preprocessor.scenario_names
-        self._writer = tf.summary.create_file_writer(str(folder / "cells"))
-
-    def on_epoch_end(self, epoch, logs=None):
-        del logs
-        # `fit` resets metrics before it validates, so at an epoch's end they
-        # hold the validation data alone.
-        with self._writer.as_default(step=epoch + 1):
-            for metric, cells in self.model.cell_metrics.cells().items():
-                for task, row in zip(self._tasks, cells, strict=True):
-                    for scenario, value in zip(
-                        self._scenarios, row, strict=True
-                    ):
-                        if math.isfinite(value):
-                            tf.summary.scalar(
-                                f"{task}/{scenario}/{metric}", value
-                            )
-        self._writer.flush()
 
 
 @contextlib.contextmanager
@@ -319,13 +287,3 @@ def _dtype_policy(name):
         yield
     finally:
         keras.config.set_dtype_policy(before)
-
-
-def _log_hparams(folder, *settings):
-    values = {}
-    for part in settings:
-        for key, value in to_values(part).items():
-            values[key] = "none" if value is None else value
-    writer = tf.summary.create_file_writer(str(folder / LOGS_FOLDER / "cells"))
-    with writer.as_default():
-        hparams.hparams(values)

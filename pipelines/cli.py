@@ -168,7 +168,7 @@ def _parser():
         "--runs",
         type=pathlib.Path,
         default=pathlib.Path("runs"),
-        help="folder of tables and unfinished runs (default: runs)",
+        help="folder of tables, logs and unfinished runs (default: runs)",
     )
     command.add_argument(
         "--sweep",

@@ -15,7 +15,14 @@ import time
 import numpy as np
 import polars as pl
 
-from m2m_tf import comparison, evaluation_run, files, study_page, training
+from m2m_tf import (
+    comparison,
+    evaluation_run,
+    files,
+    study_page,
+    tensorboard,
+    training,
+)
 from m2m_tf.baselines import naive
 from m2m_tf.config import (
     ABLATIONS,
@@ -55,7 +62,8 @@ def run_study(
     Args:
         config: The study.
         results: Folder of all results.
-        runs: Folder of tables, records and unfinished trainings.
+        runs: Folder of tables, records, TensorBoard logs and unfinished
+            trainings.
         sweep: Setting of `config.sweeps` to run instead of the comparison.
         command: What the page says that it was made by.
         report: Called with each line of progress.
@@ -231,15 +239,13 @@ class _Study:
         split = "validation" if searched else "test"
         self.report(f"{dataset.label}: {name or model}, seed {seed}, {split}")
         started = time.monotonic()
+        folder = dataset.work / "trainings" / path.stem
         if model in TREES:
             result = self._run_trees(data, model, changes, seed, split)
         else:
-            folder = dataset.work / "trainings" / path.stem
             result = self._run_network(
                 data, model, changes, seed, split, folder
             )
-            # What is worth keeping is in the result.
-            shutil.rmtree(folder)
         forecasts = result.pop("forecasts")
         result |= {
             "dataset": dataset.label,
@@ -260,6 +266,16 @@ class _Study:
             )
         else:
             result["sums"] = comparison.to_lists(scores)
+        if model not in TREES:
+            # What else is worth keeping is in the result.
+            tensorboard.keep_logs(
+                folder,
+                dataset.work / tensorboard.LOGS_FOLDER / path.stem,
+                {"validation_score": result["validation_score"]}
+                if searched
+                else {},
+            )
+            shutil.rmtree(folder)
         files.write_compact_json(path, result)
         return result
 

@@ -2,8 +2,11 @@ import html.parser
 
 import numpy as np
 import pytest
+from browser import chromium
+from matplotlib.figure import Figure
 
-from m2m_tf.evaluation import evaluate_forecasts
+from m2m_tf import report as reporting
+from m2m_tf.evaluation import evaluate_forecasts, evaluate_intervals
 from m2m_tf.report import write_report
 
 # Only the first bytes of a figure are looked at.
@@ -16,7 +19,8 @@ class Page(html.parser.HTMLParser):
     def __init__(self, text):
         super().__init__()
         self.words, self.links, self.tags, self.open = [], [], [], []
-        self.feed(text)
+        # Where a name may be broken it still is one word.
+        self.feed(text.replace("<wbr>", ""))
         assert self.open == []
 
     def handle_starttag(self, tag, attrs):
@@ -81,7 +85,7 @@ def test_shows_what_it_was_given(report):
 def test_headline_comes_first(report):
     text = Page(report).text
     # Errors of 0.5 over labels of 1 and 3; twice as much for the naive one.
-    assert text.index("NMAE 0.333 history_mean: 0.667 (-50 %)") < text.index(
+    assert text.index("NMAE 0.333 history_mean: 0.667 (-50%)") < text.index(
         "All forecasts"
     )
 
@@ -90,17 +94,16 @@ def test_tables(report):
     page = Page(report)
     assert "m2m_median 0.000 0.000 –" in page.text
     # samples, zeros, mean label, then the model's and the naive NMAE.
-    assert "clicks <coupon> 1 0% 3 0.167 0.333" in page.text
-    assert "sales shelf 1 100% 0 – – 2.000 2.000" in page.text
+    assert "clicks <coupon> 1 0% 3.000 0.167 0.333" in page.text
+    assert "sales shelf 1 100% 0.000 – – 2.000 2.000" in page.text
 
 
 def test_escapes_and_loads_nothing(report):
     page = Page(report)
     assert "<coupon>" not in report
     assert "<1>" not in report
-    assert all(link.startswith("data:") for link in page.links)
+    assert all(link.startswith(("data:", "#")) for link in page.links)
     assert "data:image/png;base64," in report
-    assert "script" not in page.tags
     assert "http" not in report
     assert "url(" not in report
 
@@ -118,6 +121,165 @@ def test_without_naive_figures_and_settings(metrics, tmp_path):
     assert "Figures" not in text
     assert "Settings" not in text
     assert "beside it" not in text
+    assert "interval" not in text
+
+
+def test_numbers_have_about_four_digits():
+    texts = [
+        reporting._number(x) for x in (None, 0.12345, 12.345, 123.45, 12345.6)
+    ]
+    assert texts == ["–", "0.123", "12.35", "123.5", "12,346"]
+
+
+def test_names_break_after_their_parts_and_are_escaped():
+    assert reporting._breakable("a_<b>.c") == "a_<wbr>&lt;b&gt;.<wbr>c"
+
+
+@pytest.fixture(scope="module")
+def long_report(tmp_path_factory):
+    """Many scenarios with long names, a wide figure, and intervals."""
+    folder = tmp_path_factory.mktemp("report")
+    rng = np.random.default_rng(0)
+    tasks = ["gross_merchandise_value", "clicks"]
+    scenarios = [f"sponsored_brand_video_on_page_{x}" for x in range(12)]
+    y_true = rng.poisson(rng.gamma(0.5, 400.0, (240, 2))).astype(float)
+    scenario = np.arange(240) % 12
+    # The labels of the last scenario are all 0: cells without NMAE.
+    y_true[scenario == 11] = 0
+    forecasts = {
+        "m2m": y_true * rng.uniform(0.5, 1.5, y_true.shape) + 1,
+        "history_mean": y_true + 9,
+    }
+    metrics = evaluate_forecasts(y_true, forecasts, scenario, tasks, scenarios)
+    intervals = {
+        "lower": y_true - 1,
+        "upper": y_true + 1,
+        "below": np.full_like(y_true, 0.4),
+        "up_to": np.full_like(y_true, 0.5),
+    }
+    interval = evaluate_intervals(y_true, intervals, scenario, tasks, scenarios)
+    Figure(figsize=(12, 2)).savefig(folder / "cells.png")
+    path = folder / "report.html"
+    write_report(
+        path,
+        title="m2m on a_dataset_with_a_name_longer_than_a_phone_is_wide",
+        summary={"test samples": 240},
+        metrics=metrics,
+        model="m2m",
+        figures=[(folder / "cells.png", "Errors by task and scenario.")],
+        settings={"model": {"share_meta_across_tasks": True}},
+        interval=interval,
+    )
+    return path
+
+
+def test_interval(long_report):
+    text = Page(long_report.read_text(encoding="utf-8")).text
+    assert "Inside the 80% interval 100.0% of the labels; aim: 80%" in text
+    assert "fewer means too sure" in text
+
+
+@pytest.fixture(scope="module")
+def browser():
+    with chromium() as browser:
+        yield browser
+
+
+@pytest.fixture
+def page(browser, long_report):
+    page = browser.new_page()
+    errors = []
+    page.on("pageerror", lambda error: errors.append(error))
+    page.goto(long_report.as_uri())
+    yield page
+    assert errors == []
+    page.close()
+
+
+def column(page, index):
+    cells = page.locator(f".cells tbody tr > :nth-child({index})")
+    return cells.all_inner_texts()
+
+
+@pytest.mark.slow
+def test_a_click_sorts_and_another_one_turns_it_round(page):
+    header = page.locator(".cells thead th").nth(5)
+    button = header.get_by_role("button", name="NMAE")
+    before = column(page, 6)
+    button.click()
+    assert header.get_attribute("aria-sort") == "ascending"
+    up = column(page, 6)
+    numbers = [float(x) for x in up[:-2]]
+    assert numbers == sorted(numbers) and up != before
+    button.click()
+    assert header.get_attribute("aria-sort") == "descending"
+    # Cells without a value stay last.
+    assert column(page, 6) == [*up[:-2][::-1], "–", "–"]
+    # Rows move as a whole, and one column alone is the sorted one.
+    page.locator(".cells thead th").nth(1).get_by_role("button").click()
+    assert header.get_attribute("aria-sort") is None
+    names = column(page, 2)
+    assert names == sorted(names)
+    assert [i for i, x in enumerate(column(page, 6)) if x == "–"] == [
+        i for i, x in enumerate(names) if x.endswith("_11")
+    ]
+
+
+@pytest.mark.slow
+def test_numbers_sort_as_numbers_by_the_keyboard(page):
+    button = page.locator(".cells thead th").nth(4).get_by_role("button")
+    button.focus()
+    page.keyboard.press("Enter")
+    labels = [float(x.replace(",", "")) for x in column(page, 5)]
+    assert labels == sorted(labels) and labels[-1] > 100
+
+
+@pytest.mark.slow
+def test_no_request_leaves_the_file(page, long_report):
+    urls = []
+    page.on("request", lambda request: urls.append(request.url))
+    page.reload()
+    assert page.locator("img").first.evaluate("image => image.naturalWidth")
+    outside = [url for url in urls if not url.startswith("data:")]
+    assert outside == [long_report.as_uri()]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("width", [390, 1280])
+def test_only_boxes_scroll_sideways(page, width):
+    page.set_viewport_size({"width": width, "height": 844})
+    assert page.evaluate("document.documentElement.scrollWidth") == width
+    wide = page.locator(".scroll:has(.cells)").evaluate(
+        "box => box.scrollWidth > box.clientWidth"
+    )
+    assert wide or width == 1280
+
+
+@pytest.mark.slow
+def test_contents_lead_to_every_part(page):
+    for link in page.locator("nav a").all():
+        target = page.locator(link.get_attribute("href"))
+        assert target.inner_text() == link.inner_text()
+    assert page.locator("nav a").count() == page.locator("h2").count() == 6
+
+
+@pytest.mark.slow
+def test_dark_scheme_and_paper(page):
+    back = "getComputedStyle(document.body).backgroundColor"
+    page.emulate_media(color_scheme="dark")
+    assert page.evaluate(back) == "rgb(22, 24, 27)"
+    page.emulate_media(color_scheme="dark", media="print")
+    assert page.evaluate(back) == "rgb(255, 255, 255)"
+    assert page.locator("nav").is_hidden()
+
+
+@pytest.mark.slow
+def test_reads_the_same_without_script(browser, long_report):
+    page = browser.new_page(java_script_enabled=False)
+    page.goto(long_report.as_uri())
+    assert page.get_by_role("button").count() == 0
+    assert len(column(page, 1)) == 24
+    page.close()
 
 
 def test_errors_leave_the_old_report(metrics, tmp_path):

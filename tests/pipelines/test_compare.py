@@ -3,7 +3,9 @@ import json
 
 import pytest
 from tables import SMALL_MODEL, SMALL_TRAINING, write_clinic_tables
+from tensorboard.backend.event_processing import event_accumulator
 
+from m2m_tf import tensorboard
 from m2m_tf.config import ConfigError, StudyConfig, to_values
 from pipelines import compare
 from pipelines.compare import StudyError, run_study
@@ -60,6 +62,23 @@ def test_one_small_file_for_each_run(folders):
     assert run["split"] == "test" and set(run["sums"]) >= {"mean_error"}
     searched = json.loads(searched[0].read_text())
     assert searched["split"] == "validation" and "sums" not in searched
+
+
+@pytest.mark.slow
+def test_logs_of_every_training_are_kept_small(folders):
+    work = folders / "runs" / "compare_clinics" / "clinics"
+    assert not list((work / "trainings").iterdir())
+    logs = list((work / tensorboard.LOGS_FOLDER).iterdir())
+    assert len(logs) == 3 * 2 + 3 * 2
+    for folder in logs:
+        events = event_accumulator.EventAccumulator(str(folder / "best"))
+        events.Reload()
+        tags = events.Tags()["tensors"]
+        assert "validation_best/poisson_deviance" in tags
+        searched = folder.name.startswith("search_")
+        assert ("validation_best/validation_score" in tags) == searched
+        size = sum(x.stat().st_size for x in folder.rglob("*") if x.is_file())
+        assert size < 100_000
 
 
 @pytest.mark.slow
