@@ -24,15 +24,17 @@ MADE = """
 CONTRACT_HEAD = f"""\
 # Data contract
 {MADE}
-Three tables, Parquet or CSV, and a YAML spec that says which column plays which role.
-[Architecture](architecture.md#data-contract) tells what is made of them,
-[Use your own data](how_to/own_data.md) how to begin.
+Three tables, Parquet or CSV, and a YAML spec that says which column plays
+which role. [Architecture](architecture.md#data-contract) tells what is
+made of them, [Use your own data](how_to/own_data.md) how to begin.
 """
 SETTINGS_HEAD = f"""\
 # Settings
 {MADE}
-What the YAML file of `m2m-tf run` may say (`RunConfig`), and that of `m2m-tf compare` (`StudyConfig`). A key that does not exist, or a
-value out of range, is reported with its place before any work starts. In Python they are frozen dataclasses with the same names.
+What the YAML file of `m2m-tf run` may say (`RunConfig`), and that of
+`m2m-tf compare` (`StudyConfig`). A key that does not exist, or a value out of
+range, is reported with its place before any work starts. In Python they are
+frozen dataclasses with the same names.
 """
 
 
