@@ -41,10 +41,12 @@ PAGES = [ROOT / "README.md", *sorted((ROOT / "docs").rglob("*.md"))]
 # accident.
 NOT_RUN = {
     "README.md": 1,  # Minutes of training, and these very tests.
+    "docs/how_to/scale.md": 1,  # The demo's model.
+    "docs/how_to/serve.md": 1,  # Docker.
 }
 _REASON = re.compile(r"<!-- not run: .+ -->\s*")
 _COMPARED = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
-_PRINTS_ANYTHING = 300  # Most seconds of a command.
+_SECONDS = 600  # Most that a command may take.
 
 
 @dataclasses.dataclass(frozen=True)
@@ -172,7 +174,7 @@ def commands_of(text):
 
 
 def run_command(command, folder):
-    """Runs one command as a shell would; returns all that it printed."""
+    """Runs one command as a shell would; returns what it printed."""
     binaries = pathlib.Path(sys.executable).parent
     done = subprocess.run(
         ["bash", "-c", command],
@@ -182,12 +184,11 @@ def run_command(command, folder):
             "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}",
             "PYTHONPATH": str(ROOT),
         },
-        stdout=subprocess.PIPE,
-        stderr=subprocess.STDOUT,
+        capture_output=True,
         text=True,
-        timeout=_PRINTS_ANYTHING,
+        timeout=_SECONDS,
     )
-    assert done.returncode == 0, f"{command}\n{done.stdout}"
+    assert done.returncode == 0, f"{command}\n{done.stdout}{done.stderr}"
     for path in (folder / "clinics").glob("*.yaml"):
         shorten(path)
     return done.stdout
