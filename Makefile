@@ -3,7 +3,7 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo demo-without-bookings test lint format clean
+.PHONY: demo demo-without-bookings test lint format docs clean
 
 demo: $(INSTALLED)
 	$(BIN)/m2m-tf run pipelines/configs/demo.yaml
@@ -22,12 +22,17 @@ format: $(INSTALLED)
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
+# The site, in site/index.html; any web server shows it.
+docs: $(INSTALLED)
+	$(BIN)/python docs/reference.py
+	$(BIN)/zensical build --clean --strict
+
 # The stamp is older than setup.py when a dependency has changed.
 $(INSTALLED): setup.py
 	test -d .venv || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		--editable '.[demo,lightgbm,serve,test]'
+		--editable '.[demo,docs,lightgbm,serve,test]'
 	touch $(INSTALLED)
 
 clean:
-	rm -rf .venv build dist *.egg-info
+	rm -rf .venv build dist site *.egg-info

@@ -62,6 +62,12 @@ setuptools.setup(
             "kubernetes-validate>=1.30,<2",
             "check-jsonschema>=0.30,<1",
             "ruff>=0.17,<0.18",
+            "markdown-it-py>=3,<5",
+            "playwright>=1.50,<2",
+        ],
+        "docs": [
+            "zensical==0.0.73",
+            "mkdocstrings-python>=2.0.11,<3",
         ],
     },
     entry_points={"console_scripts": ["m2m-tf = pipelines.cli:main"]},

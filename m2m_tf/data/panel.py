@@ -130,7 +130,7 @@ def read_scenarios(spec: DatasetSpec) -> pl.DataFrame:
 
 
 def validate_tables(spec: DatasetSpec) -> Summary:
-    """Checks the tables against the data contract (docs: DESIGN.md).
+    """Checks the tables against the data contract (docs/data_contract.md).
 
     Returns:
         A `Summary` of the valid dataset.

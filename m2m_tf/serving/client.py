@@ -115,8 +115,8 @@ class Client:
             signature: `predict`, `predict_all_scenarios` or `explain`.
 
         Returns:
-            A column for each output. With one value a row it holds numbers,
-            else lists.
+            A column for each output, by name. With one value a row it holds
+            numbers, else lists.
 
         Raises:
             RequestError: If the server refuses the rows, or one is not told.
@@ -143,7 +143,10 @@ class Client:
             outputs = self._retried(self._transport.predict, signature, chunk)
             parts.append(
                 pl.DataFrame(
-                    {name: _series(values) for name, values in outputs.items()}
+                    {
+                        name: _series(values)
+                        for name, values in sorted(outputs.items())
+                    }
                 )
             )
         return pl.concat(parts)
@@ -271,7 +274,7 @@ class _Grpc:
             name: np.vectorize(bytes.decode, otypes=[object])(values)
             if values.dtype == object
             else values
-            for name, values in sorted(outputs.items())
+            for name, values in outputs.items()
         }
 
     def _ask(self, method, request, seconds):

@@ -1,0 +1,319 @@
+"""Makes docs/data_contract.md and docs/settings.md from the code.
+
+python docs/reference.py
+"""
+
+import dataclasses
+import inspect
+import pathlib
+import sys
+import tempfile
+
+import griffe
+import polars as pl
+import pydantic
+
+from m2m_tf import config
+from m2m_tf.data import panel, schema
+from m2m_tf.signatures import default_values
+
+DOCS = pathlib.Path(__file__).parent
+MADE = """
+<!-- Made from the code by `python docs/reference.py` (`make docs` runs it). -->
+"""
+CONTRACT_HEAD = f"""\
+# Data contract
+{MADE}
+Three tables, Parquet or CSV, and a YAML spec that says which column plays
+which role. [Architecture](architecture.md#data-contract) tells what is
+made of them, [Use your own data](how_to/own_data.md) how to begin.
+"""
+SETTINGS_HEAD = f"""\
+# Settings
+{MADE}
+What the YAML file of `m2m-tf run` may say (`RunConfig`), and that of
+`m2m-tf compare` (`StudyConfig`). A key that does not exist, or a value out of
+range, is reported with its place before any work starts. In Python they are
+frozen dataclasses with the same names.
+"""
+
+
+def main():
+    """Writes the pages."""
+    for name, text in pages().items():
+        (DOCS / name).write_text(text, encoding="utf-8")
+
+
+def pages() -> dict[str, str]:
+    """File name → text of each page."""
+    return {
+        "data_contract.md": "\n".join(contract_lines()),
+        "settings.md": "\n".join(settings_page_lines()),
+    }
+
+
+def contract_lines():
+    sys.path.insert(0, str(DOCS.parent / "examples"))
+    from make_clinics import write_clinic_tables
+
+    lines = [CONTRACT_HEAD, "## The spec\n"]
+    for cls in (
+        config.DatasetSpec,
+        config.Task,
+        config.AttributeColumns,
+        config.SplitShares,
+        config.SplitDates,
+    ):
+        lines += settings_lines(cls)
+    with tempfile.TemporaryDirectory() as folder:
+        spec = config.DatasetSpec.load(
+            write_clinic_tables(pathlib.Path(folder))
+        )
+        lines += feature_lines(spec)
+    lines += [
+        "## What is refused\n",
+        "`m2m-tf validate spec.yaml` reads all tables and tells every problem "
+        "at once. This is what it says to the clinics' tables when they are "
+        "spoilt in one way each:\n",
+    ]
+    for what, spoil in CASES.items():
+        with tempfile.TemporaryDirectory() as folder:
+            folder = pathlib.Path(folder)
+            path = write_clinic_tables(folder)
+            message = refusal(spoil, folder, path)
+            lines.append(f"- **{what}**<br>\n  {message}")
+    lines.append(
+        "\nScoring (`m2m-tf predict`) checks the same, but accepts days "
+        "outside the spec, which it does not read, and entities and scenarios "
+        "that no attribute table lists, which it forecasts as unknown ones.\n"
+    )
+    return lines
+
+
+def settings_page_lines():
+    lines = [SETTINGS_HEAD]
+    for cls in (
+        config.RunConfig,
+        config.ModelSettings,
+        config.TrainingSettings,
+        config.EvaluationSettings,
+        config.PushSettings,
+        config.StudyConfig,
+        config.CompleteJourneySource,
+        config.SimulatorSource,
+    ):
+        lines += settings_lines(cls, "##")
+    lines += [
+        "## Presets\n",
+        "`preset: small` under `model` or `training` is a base that any key "
+        "beside it changes; without one the base is `paper`, the defaults "
+        "above. `small` differs from them in:\n",
+        "| Key | `paper` | `small` |",
+        "|---|---|---|",
+    ]
+    for presets in (config.MODEL_PRESETS, config.TRAINING_PRESETS):
+        paper = dataclasses.asdict(presets["paper"])
+        small = dataclasses.asdict(presets["small"])
+        lines += [
+            f"| `{key}` | {yaml_text(value)} | {yaml_text(small[key])} |"
+            for key, value in paper.items()
+            if value != small[key]
+        ]
+    return [*lines, ""]
+
+
+def yaml_text(value):
+    """A value as YAML has it."""
+    return {"True": "true", "False": "false", "None": "none"}.get(
+        str(value), str(value)
+    )
+
+
+def settings_lines(cls, heading="###"):
+    """A class of settings: its summary and a list of its keys."""
+    docstring = griffe.Docstring(
+        inspect.getdoc(cls), parser=griffe.Parser.google
+    )
+    sections = docstring.parse(
+        warnings=False, returns_named_value=False, warn_unknown_params=False
+    )
+    told = {
+        argument.name: " ".join(argument.description.split())
+        for section in sections
+        if section.kind is griffe.DocstringSectionKind.parameters
+        for argument in section.value
+    }
+    values = pydantic.TypeAdapter(cls).json_schema()
+    lines = [f"{heading} {cls.__name__}\n", f"{sections[0].value}\n"]
+    for name, value in values["properties"].items():
+        kind = kind_of(value)
+        if name in values.get("required", ()):
+            kind += ", required"
+        elif plain(value.get("default")):
+            kind += f", default `{yaml_text(value['default'])}`"
+        text = f": {told[name]}" if name in told else ""
+        lines.append(f"- `{name}` ({kind}){text}")
+    return [*lines, ""]
+
+
+def plain(default):
+    return isinstance(default, (str, int, float)) and default != ""
+
+
+def kind_of(value):
+    """Words for a JSON schema."""
+    for key in ("anyOf", "oneOf"):
+        if key in value:
+            return " or ".join(kind_of(option) for option in value[key])
+    if "$ref" in value:
+        name = value["$ref"].rsplit("/", 1)[-1]
+        return f"[{name}](#{name.lower()})"
+    if "const" in value:
+        return f"`{value['const']}`"
+    if "enum" in value:
+        return " or ".join(f"`{option}`" for option in value["enum"])
+    if value["type"] == "array":
+        return f"list of {kind_of(value['items'])}"
+    if value["type"] == "object":
+        of = value.get("additionalProperties")
+        return f"names → {kind_of(of)}" if isinstance(of, dict) else "mapping"
+    if value.get("format") == "date":
+        return "date"
+    if value.get("format") == "path":
+        return "path"
+    words = {
+        "string": "text",
+        "integer": "whole number",
+        "number": "number",
+        "boolean": "true or false",
+        "null": "none",
+    }[value["type"]]
+    for key, sign in (
+        ("minimum", "≥"),
+        ("exclusiveMinimum", ">"),
+        ("exclusiveMaximum", "<"),
+    ):
+        if key in value:
+            words += f" {sign} {value[key]:g}"
+    return words
+
+
+def feature_lines(spec):
+    """The raw features of the clinics' spec."""
+    defaults = default_values(spec)
+    lines = [
+        "## Raw features\n",
+        "One sample as it flows before anything is fitted, and as a served "
+        "model takes it. Names and shapes follow from the spec; these are the "
+        f"clinics' ({spec.lookback} days seen, {spec.horizon} predicted).\n",
+        "| Name | Shape | Type | May be left out |",
+        "|---|---|---|---|",
+    ]
+    for name, tensor in schema.raw_features(spec).items():
+        left_out = ""
+        if name in defaults:
+            value = defaults[name].ravel()[0]
+            left_out = f"yes: {value if value != b'' else 'empty'}"
+        lines.append(
+            f"| `{name}` | {list(tensor.shape)} | {tensor.dtype} | {left_out} |"
+        )
+    behavior = ", ".join(f"`{x}`" for x in schema.behavior_names(spec))
+    performance = ", ".join(f"`{x}`" for x in schema.performance_names(spec))
+    return [
+        *lines,
+        "",
+        f"Columns of `behavior_sequence`: {behavior}; of "
+        f"`performance_sequence`: {performance}. `total_` columns hold the "
+        "entity's sum over all scenarios (`cross_scenario_totals`). "
+        "`days_observed` says how many of the last days are real: those of a "
+        "young entity are fewer than the lookback. `cutoff` counts days since "
+        "1970-01-01.\n",
+    ]
+
+
+def refusal(spoil, folder, path):
+    """What validation says to tables that `spoil` has been at."""
+    changes = spoil(folder) or {}
+    text = path.read_text(encoding="utf-8")
+    for old, new in changes.items():
+        text = text.replace(old, new)
+    path.write_text(text, encoding="utf-8")
+    try:
+        panel.validate_tables(config.DatasetSpec.load(path))
+    except (ValueError, FileNotFoundError) as error:
+        problems = getattr(error, "problems", [error])
+        message = " ".join(str(problems[0]).split())
+        return message.replace(f"{folder.resolve()}/", "").replace("|", "\\|")
+    raise AssertionError("The spoilt tables were accepted.")
+
+
+def panel_with(*expressions):
+    """A spoiler that changes columns of the panel."""
+
+    def spoil(folder):
+        path = folder / "panel.parquet"
+        pl.read_parquet(path).with_columns(*expressions).write_parquet(path)
+
+    return spoil
+
+
+def _on_first_row(name, value):
+    first = pl.int_range(pl.len()) == 0
+    return pl.when(first).then(value).otherwise(pl.col(name)).alias(name)
+
+
+def _repeat_a_row(folder):
+    path = folder / "panel.parquet"
+    rows = pl.read_parquet(path)
+    pl.concat([rows, rows.head(1)]).write_parquet(path)
+
+
+def _drop_a_column(folder):
+    path = folder / "panel.parquet"
+    pl.read_parquet(path).drop("fees").write_parquet(path)
+
+
+def _repeat_an_id(folder):
+    path = folder / "profile.csv"
+    path.write_text(path.read_text() + path.read_text().splitlines()[1] + "\n")
+
+
+def _spec_with(old, new):
+    return lambda folder: {old: new}
+
+
+CASES = {
+    "A column is missing": _drop_a_column,
+    "An id is empty": panel_with(_on_first_row("clinic", pl.lit(""))),
+    "A date is written otherwise": panel_with(
+        pl.col("day").dt.strftime("%d.%m.%Y")
+    ),
+    "Dates carry a time": panel_with(
+        pl.col("day").cast(pl.Datetime).dt.offset_by("5h")
+    ),
+    "A day stands twice": _repeat_a_row,
+    "A value is not finite": panel_with(
+        _on_first_row("staff", pl.lit(float("nan")))
+    ),
+    "A label is negative": panel_with(_on_first_row("visits", pl.lit(-1.0))),
+    "A date lies outside the spec": panel_with(
+        pl.col("day").dt.offset_by("1d")
+    ),
+    "A scenario has no row in its table": panel_with(
+        _on_first_row("visit_kind", pl.lit("chat"))
+    ),
+    "An attribute table lists an id twice": _repeat_an_id,
+    "A task has nothing to learn from": panel_with(
+        (pl.col("fees") * 0).alias("fees")
+    ),
+    "Too few days": _spec_with("lookback: 28", "lookback: 90"),
+    "A table is absent": _spec_with("panel.parquet", "panels.parquet"),
+    "A table is of another kind": _spec_with("profile.csv", "spec.yaml"),
+    "A key of the spec is misspelt": _spec_with("horizon: 7", "horizont: 7"),
+    "A task's column is no performance": _spec_with(
+        "column: fees", "column: staff"
+    ),
+}
+
+if __name__ == "__main__":
+    main()
