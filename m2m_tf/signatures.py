@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from m2m_tf.config import DatasetSpec
-from m2m_tf.data import schema, windows
+from m2m_tf.data import schema
 from m2m_tf.features import Preprocessor
 from m2m_tf.forecast import task_forecasts
 from m2m_tf.models import ForecastModel, explanation
