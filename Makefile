@@ -3,13 +3,17 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo demo-without-bookings test lint format clean
+.PHONY: demo demo-without-bookings notebooks test lint format clean
 
 demo: $(INSTALLED)
 	$(BIN)/m2m-tf run pipelines/configs/demo.yaml
 
 demo-without-bookings: $(INSTALLED)
 	$(BIN)/m2m-tf run pipelines/configs/demo_without_bookings.yaml
+
+# notebooks/*.ipynb, to be opened where jupytext is not; git ignores them.
+notebooks: $(INSTALLED)
+	$(BIN)/jupytext --to ipynb notebooks/*.py
 
 test: $(INSTALLED) lint
 	$(BIN)/python -m pytest -q
@@ -26,7 +30,7 @@ format: $(INSTALLED)
 $(INSTALLED): setup.py
 	test -d .venv || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		--editable '.[demo,lightgbm,serve,test]'
+		--editable '.[demo,lightgbm,notebooks,serve,test]'
 	touch $(INSTALLED)
 
 clean:

@@ -54,6 +54,11 @@ setuptools.setup(
             "httpx>=0.28,<1",
             "orjson>=3.10,<4",
         ],
+        "notebooks": [
+            "jupytext>=1.17,<2",
+            "ipykernel>=6.29,<8",
+            "nbclient>=0.10,<0.12",
+        ],
         "test": [
             "pytest>=8.3,<10",
             "hypothesis>=6.100,<7",
