@@ -17,9 +17,9 @@
 # do not, which days a model sees and which it predicts, how sparse such data
 # is, and what one sample holds.
 #
-# **Time:** about half a minute on 2 idle cores. **Needs:** what `make
-# .venv/installed` installs; no network. Files go to `work/` beside where it
-# runs.
+# **Time:** about half a minute on 2 idle cores. **Needs:**
+# `make .venv/installed` done once; no network. Files go to `work/`, beside
+# where it runs.
 
 # %%
 import dataclasses
@@ -165,6 +165,8 @@ axis.set_xlabel(f"day ({spec.start:%Y}); a tick every four weeks")
 axis.set_yticks(range(0, len(places), 2))
 axis.set_ylabel("cutoff, in order of time")
 axis.set_title("Windows of the three splits, a row per cutoff")
+plt.show()
+
 # %% [markdown]
 # Fewer days than one window, or a split without a cutoff, is an error that says
 # how many there are and how many are needed:
@@ -225,12 +227,14 @@ for (row, column), value in np.ndenumerate(zeros):
 right.set_xticks(range(len(spec.tasks)), spec.task_names, rotation=20)
 right.set_title("Labels that are zero")
 figure.colorbar(image, ax=right, label="share of the samples")
+plt.show()
+
 # %% [markdown]
 # ## From a series to a sample
 #
-# On disk an advertiser is one record: its whole history, `[scenario, day,
-# column]`. A day is stored once, not once per window. Samples are cut when the
-# records are read.
+# On disk an advertiser is one record: its whole history,
+# `[scenario, day, column]`. A day is stored once, not once per window. Samples
+# are cut when the records are read.
 
 # %%
 record = max(
@@ -273,6 +277,8 @@ axis.set_title(
     f"{record[schema.SCENARIO][0].decode()}: one sample"
 )
 figure.legend(loc="outside lower center", ncols=2, frameon=False)
+plt.show()
+
 # %% [markdown]
 # *Raw features* are what a caller of the served model sends. *Model inputs* are
 # what the preprocessor makes of them: ids of quantile buckets for the

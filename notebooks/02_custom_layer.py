@@ -17,9 +17,9 @@
 # its graph, to put a layer of your own in place of one of its, and to compare
 # the two on validation data.
 #
-# **Time:** about a minute on 2 idle cores. **Needs:** what `make
-# .venv/installed` installs; no network. Files go to `work/` beside where it
-# runs.
+# **Time:** about one and a half minutes on 2 idle cores. **Needs:**
+# `make .venv/installed` done once; no network. Files go to `work/`, beside
+# where it runs.
 
 # %%
 import os
@@ -64,7 +64,7 @@ settings = m2m_tf.MODEL_PRESETS["small"]
 model = m2m_tf.build_model(inputs, settings, statistics.label_means)
 loss = m2m_tf.joint_hurdle(weights)
 model.compile(keras.optimizers.Adam(2e-3), loss=loss, loss_weights=weights)
-model.fit(data.train(256), epochs=1, shuffle=False, verbose=2)
+_ = model.fit(data.train(256), epochs=1, shuffle=False, verbose=2)
 # %% [markdown]
 # It is a plain functional Keras model. These are its layers, in the order in
 # which data flows; from `expert_views` on they are the paper's (equations in
@@ -83,8 +83,8 @@ for layer in model.layers:
 #
 # `MetaResidualTower` adds what a meta unit makes to what comes in (eq. 18):
 # $L^{(j)} = \sigma(\mathrm{Meta}(L^{(j-1)}) + L^{(j-1)})$. Suppose that not
-# every scenario needs the same correction. Ours lets scenario knowledge $\tilde
-# S$ also say *how much* of it:
+# every scenario needs the same correction. Ours lets scenario knowledge
+# $\tilde S$ also say *how much* of it:
 #
 # $$L^{(j)} = \sigma(g^{(j)} \odot \mathrm{Meta}(L^{(j-1)}) + L^{(j-1)}),\qquad
 # g^{(j)} = 2\,\mathrm{sigmoid}(U^{(j)} \tilde S)$$
@@ -148,7 +148,7 @@ print(type(gated).__name__, type(gated.get_layer("meta_tower")).__name__)
 
 # %% [markdown]
 # A layer with *other* inputs changes the wiring, which cloning cannot do. Then
-# copy the 30 lines of `m2m_tf/models/m2m.py`: they only call
+# copy the body of `m2m` in `m2m_tf/models/m2m.py`: it only calls
 # `m2m_tf.models.backbone` and `m2m_tf.layers`, and `backbone.forecast_heads`
 # ends any representation `[batch, tasks, width]`.
 #
@@ -204,6 +204,8 @@ figure.legend(
     handles, labels, loc="outside lower center", ncols=3, frameon=False
 )
 figure.suptitle("Validation: M2M and M2M with a gated tower")
+plt.show()
+
 # %% [markdown]
 # Scores in the units people ask for, beside naive forecasts. `forecast_split`
 # runs every sample of a split through the model; the test split stays closed
@@ -227,9 +229,9 @@ print(format_table(scores))
 
 # %% [markdown]
 # Deviance here is that of the tasks' own units, so spend and GMV rule the mean.
-# Beyond a first look: more data, more epochs, several seeds of each, as `m2m-tf
-# compare` does for the models in `m2m_tf.models.BUILDERS`, with bootstrap
-# intervals.
+# Beyond a first look: more data, more epochs, several seeds of each, as
+# `m2m-tf compare` does for the models in `m2m_tf.models.BUILDERS`, with
+# bootstrap intervals.
 #
 # What the gates have learned, from knowledge of validation samples:
 
@@ -253,6 +255,8 @@ axis.set_xlabel("gate (factor on the meta unit's correction)")
 axis.set_ylabel("units × samples")
 axis.legend(frameon=False)
 axis.set_title("Gates of the swapped tower, seed 1")
+plt.show()
+
 # %% [markdown]
 # ## Saved, loaded, exported
 #

@@ -18,9 +18,8 @@
 # lacks: naive forecasts, which any model must beat, and the true rates, which
 # none can.
 #
-# **Time:** about two minutes on 2 idle cores. **Needs:** what `make
-# .venv/installed` installs; no network. Files go to `work/` beside where it
-# runs.
+# **Time:** about two minutes on 2 idle cores. **Needs:** `make .venv/installed`
+# done once; no network. Files go to `work/`, beside where it runs.
 
 # %%
 import os
@@ -175,6 +174,8 @@ axis.set_xticks(
 axis.xaxis.tick_top()
 axis.set_yticks(range(len(table)), table["forecast"])
 axis.set_title("NMAE on the test split; the lighter, the better in its column")
+plt.show()
+
 # %% [markdown]
 # ## How much of that is chance
 #

@@ -17,9 +17,8 @@
 # in each scenario, where scenarios lie in the space of scenario knowledge, and
 # how far apart the kernels are that the meta unit generates for them.
 #
-# **Time:** about a minute on 2 idle cores. **Needs:** what `make
-# .venv/installed` installs; no network. Files go to `work/` beside where it
-# runs.
+# **Time:** about a minute on 2 idle cores. **Needs:** `make .venv/installed`
+# done once; no network. Files go to `work/`, beside where it runs.
 
 # %%
 import os
@@ -165,6 +164,8 @@ axis.set_ylabel(f"second component ({share[1]:.0%} of the variance)")
 axis.set_title("Scenario knowledge of the same advertisers in six scenarios")
 axis.grid(color="#dddddd")
 figure.legend(loc="outside right center", frameon=False)
+plt.show()
+
 # %% [markdown]
 # How far does a scenario move the knowledge of an advertiser, beside how far
 # advertisers differ?
@@ -178,12 +179,12 @@ print(f"between advertisers of a scenario: {within / (between + within):.0%}")
 # %% [markdown]
 # ## Distances between generated kernels
 #
-# A meta unit turns knowledge into the kernel $W = \mathrm{reshape}(V\tilde S +
-# v)$ (eq. 11). `MetaDense.generated_kernel` makes it. As the map from knowledge
-# to kernel is linear, the kernel of a scenario's mean knowledge is the mean of
-# its advertisers' kernels. The distance of two scenarios is the Frobenius norm
-# of the difference of these, relative to the norm of $v$, which all scenarios
-# share.
+# A meta unit turns knowledge into the kernel
+# $W = \mathrm{reshape}(V\tilde S + v)$ (eq. 11). `MetaDense.generated_kernel`
+# makes it. As the map from knowledge to kernel is linear, the kernel of a
+# scenario's mean knowledge is the mean of its advertisers' kernels. The
+# distance of two scenarios is the Frobenius norm of the difference of these,
+# relative to the norm of $v$, which all scenarios share.
 
 # %%
 mean_knowledge = knowledge.mean(1).astype("float32")
@@ -237,6 +238,8 @@ for axis, (title, apart) in zip(axes[1:], distances.items()):
     axis.set_yticks(range(len(names)), [])
 figure.colorbar(image, ax=axes[1:], label="distance (share of |v|)")
 figure.suptitle("How far apart the generated kernels of scenarios are")
+plt.show()
+
 # %% [markdown]
 # Do kernels lie apart where the attributes do? The simulator's attributes,
 # standardised, against the kernels' mean distance, a point per pair of
@@ -259,6 +262,7 @@ axis.set_title(
     f"15 pairs of scenarios, r = {np.corrcoef(apart, total)[0, 1]:.2f}"
 )
 axis.grid(color="#dddddd")
+plt.show()
 
 # %% [markdown]
 # ## What this does not show

@@ -17,9 +17,8 @@
 # with TF Serving's API, to ask it over REST and gRPC, for one scenario or all
 # of them, and to score whole tables without a server.
 #
-# **Time:** about a minute on 2 idle cores. **Needs:** what `make
-# .venv/installed` installs; no network but this machine's own. Files go to
-# `work/` beside where it runs.
+# **Time:** about a minute on 2 idle cores. **Needs:** `make .venv/installed`
+# done once; no network. Files go to `work/`, beside where it runs.
 
 # %%
 import os
@@ -74,9 +73,9 @@ print(
 )
 
 # %% [markdown]
-# `export_model` writes the next version, whole or not at all. In a run, `m2m-tf
-# push` does it, and only if no task × scenario is worse than a naive forecast
-# or the version before by more than a tolerance.
+# `export_model` writes the next version, whole or not at all. In a run,
+# `m2m-tf push` does it, and only if no task × scenario is worse than a naive
+# forecast or the version before by more than a tolerance.
 #
 # ## The contract
 #
@@ -290,6 +289,8 @@ figure.legend(
 figure.suptitle(
     f"Advertiser {record[schema.ENTITY].decode()}, forecast after {date}"
 )
+plt.show()
+
 # %% [markdown]
 # ## Why
 #

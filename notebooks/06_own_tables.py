@@ -17,9 +17,8 @@
 # spec, to validate, train and evaluate, and to forecast next week with
 # intervals, as well as which mistakes are common and what is said to them.
 #
-# **Time:** about a minute on 2 idle cores. **Needs:** what `make
-# .venv/installed` installs; no network. Files go to `work/` beside where it
-# runs.
+# **Time:** about a minute on 2 idle cores. **Needs:** `make .venv/installed`
+# done once; no network. Files go to `work/`, beside where it runs.
 
 # %%
 import os
@@ -369,6 +368,8 @@ figure.legend(
     handles, labels, loc="outside lower center", ncols=3, frameon=False
 )
 figure.suptitle(f"Next week of {shop} in each channel")
+plt.show()
+
 # %% [markdown]
 # Do intervals hold what they promise? On the test split, where the labels are
 # known: an 80 % interval should hold about 80 % of them, more where most labels
