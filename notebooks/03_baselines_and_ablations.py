@@ -30,6 +30,7 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # Fewer notices of TensorFlow's.
 
 import dataclasses
 
+import keras
 import matplotlib.pyplot as plt
 import numpy as np
 import polars as pl
@@ -43,6 +44,7 @@ from m2m_tf.evaluation import evaluate_forecasts
 from m2m_tf.evaluation_run import forecast_split, lightgbm_forecasts
 from m2m_tf.training import load_model
 
+keras.utils.disable_interactive_logging()  # No bars while training.
 plt.rcParams["figure.constrained_layout.use"] = True
 WORK = pathlib.Path("work/03_baselines_and_ablations")
 shutil.rmtree(WORK, ignore_errors=True)
@@ -57,7 +59,7 @@ shutil.rmtree(WORK, ignore_errors=True)
 # behind.
 
 # %%
-spec_path = simulator.write_tables(WORK / "tables", advertisers=1000, days=168)
+spec_path = simulator.write_tables(WORK / "tables", advertisers=600, days=140)
 spec = m2m_tf.DatasetSpec.load(spec_path)
 data = m2m_tf.ForecastData.prepare(spec, WORK / "records")
 data.preprocessor.statistics.num_samples

@@ -29,6 +29,7 @@ os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # Fewer notices of TensorFlow's.
 
 import dataclasses
 
+import keras
 import matplotlib.pyplot as plt
 import numpy as np
 import polars as pl
@@ -44,6 +45,7 @@ from m2m_tf.models import explanation
 from m2m_tf.plots import COLOURS
 from m2m_tf.training import load_model
 
+keras.utils.disable_interactive_logging()  # No bars while training.
 plt.rcParams["figure.constrained_layout.use"] = True
 WORK = pathlib.Path("work/04_what_meta_learned")
 shutil.rmtree(WORK, ignore_errors=True)

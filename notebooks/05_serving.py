@@ -36,6 +36,7 @@ import sys
 import time
 
 import httpx
+import keras
 import matplotlib.pyplot as plt
 import numpy as np
 import polars as pl
@@ -50,6 +51,7 @@ from m2m_tf.serving.client import Client, RequestError
 from m2m_tf.training import load_model
 
 tf.get_logger().setLevel("ERROR")
+keras.utils.disable_interactive_logging()  # No bars while training.
 plt.rcParams["figure.constrained_layout.use"] = True
 WORK = pathlib.Path("work/05_serving")
 shutil.rmtree(WORK, ignore_errors=True)

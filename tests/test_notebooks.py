@@ -10,8 +10,9 @@ import pytest
 
 ROOT = pathlib.Path(__file__).parent.parent
 SOURCES = sorted((ROOT / "notebooks").glob("*.py"))
-# Most seconds of a cell; two idle cores need a third of it.
-CELL_SECONDS = 600
+# Only a cell that hangs should reach it: the slowest, six trainings in notebook
+# 3, took over ten minutes on two cores that four other programs shared.
+CELL_SECONDS = 1800
 
 
 def test_readme_lists_all_and_no_others():
