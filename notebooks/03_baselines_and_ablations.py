@@ -28,9 +28,10 @@ import shutil
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # Fewer notices of TensorFlow's.
 
+import contextlib
 import dataclasses
+import io
 
-import keras
 import matplotlib.pyplot as plt
 import numpy as np
 import polars as pl
@@ -44,7 +45,6 @@ from m2m_tf.evaluation import evaluate_forecasts
 from m2m_tf.evaluation_run import forecast_split, lightgbm_forecasts
 from m2m_tf.training import load_model
 
-keras.utils.disable_interactive_logging()  # No bars while training.
 plt.rcParams["figure.constrained_layout.use"] = True
 WORK = pathlib.Path("work/03_baselines_and_ablations")
 shutil.rmtree(WORK, ignore_errors=True)
@@ -88,7 +88,9 @@ forecasts, medians = {}, {}
 for label, changes in networks.items():
     folder = WORK / label.replace("/", "")
     settings = dataclasses.replace(small, **changes)
-    m2m_tf.train(data, settings, training, folder)
+    with contextlib.redirect_stdout(io.StringIO()):  # Keras' bars.
+        history = m2m_tf.train(data, settings, training, folder)
+    print(f"{label}: validation loss {history[-1]['val_loss']:.2f}")
     model = load_model(folder)
     told = forecast_split(data, model)
     forecasts[label] = told.forecasts[model.name]

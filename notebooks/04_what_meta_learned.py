@@ -27,9 +27,10 @@ import shutil
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # Fewer notices of TensorFlow's.
 
+import contextlib
 import dataclasses
+import io
 
-import keras
 import matplotlib.pyplot as plt
 import numpy as np
 import polars as pl
@@ -45,7 +46,6 @@ from m2m_tf.models import explanation
 from m2m_tf.plots import COLOURS
 from m2m_tf.training import load_model
 
-keras.utils.disable_interactive_logging()  # No bars while training.
 plt.rcParams["figure.constrained_layout.use"] = True
 WORK = pathlib.Path("work/04_what_meta_learned")
 shutil.rmtree(WORK, ignore_errors=True)
@@ -64,7 +64,8 @@ spec = m2m_tf.DatasetSpec.load(spec_path)
 data = m2m_tf.ForecastData.prepare(spec, WORK / "records")
 settings = dataclasses.replace(m2m_tf.MODEL_PRESETS["small"], dropout=0.0)
 training = dataclasses.replace(m2m_tf.TRAINING_PRESETS["small"], epochs=5)
-history = m2m_tf.train(data, settings, training, WORK / "training")
+with contextlib.redirect_stdout(io.StringIO()):  # Keras' bars.
+    history = m2m_tf.train(data, settings, training, WORK / "training")
 model = load_model(WORK / "training")
 pl.DataFrame(history).select(
     "epoch", "loss", "val_loss", "val_overall_nmae", "seconds"
@@ -165,6 +166,7 @@ axis.set_xlabel(f"first component ({share[0]:.0%} of the variance)")
 axis.set_ylabel(f"second component ({share[1]:.0%} of the variance)")
 axis.set_title("Scenario knowledge of the same advertisers in six scenarios")
 axis.grid(color="#dddddd")
+axis.set_axisbelow(True)
 figure.legend(loc="outside right center", frameon=False)
 plt.show()
 
@@ -264,6 +266,7 @@ axis.set_title(
     f"15 pairs of scenarios, r = {np.corrcoef(apart, total)[0, 1]:.2f}"
 )
 axis.grid(color="#dddddd")
+axis.set_axisbelow(True)
 plt.show()
 
 # %% [markdown]

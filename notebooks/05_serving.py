@@ -28,7 +28,9 @@ import shutil
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # Fewer notices of TensorFlow's.
 
 import atexit
+import contextlib
 import dataclasses
+import io
 import json
 import re
 import subprocess
@@ -36,7 +38,6 @@ import sys
 import time
 
 import httpx
-import keras
 import matplotlib.pyplot as plt
 import numpy as np
 import polars as pl
@@ -51,7 +52,6 @@ from m2m_tf.serving.client import Client, RequestError
 from m2m_tf.training import load_model
 
 tf.get_logger().setLevel("ERROR")
-keras.utils.disable_interactive_logging()  # No bars while training.
 plt.rcParams["figure.constrained_layout.use"] = True
 WORK = pathlib.Path("work/05_serving")
 shutil.rmtree(WORK, ignore_errors=True)
@@ -67,7 +67,10 @@ spec_path = simulator.write_tables(WORK / "tables", advertisers=400, days=140)
 spec = m2m_tf.DatasetSpec.load(spec_path)
 data = m2m_tf.ForecastData.prepare(spec, WORK / "records")
 training = dataclasses.replace(m2m_tf.TRAINING_PRESETS["small"], epochs=2)
-m2m_tf.train(data, m2m_tf.MODEL_PRESETS["small"], training, WORK / "training")
+with contextlib.redirect_stdout(io.StringIO()):  # Keras' bars.
+    m2m_tf.train(
+        data, m2m_tf.MODEL_PRESETS["small"], training, WORK / "training"
+    )
 model = load_model(WORK / "training")
 version = m2m_tf.export_model(model, data.preprocessor, WORK / "advertisers")
 print(
@@ -83,7 +86,8 @@ print(
 #
 # The model takes *raw* values: discretisation and vocabularies are inside.
 # `m2m_contract.json` says all that a caller must know: names, shapes, dtypes,
-# what may be left out (`default`), and the order of columns and scenarios.
+# what stands for a value that is not known (`default`), and the order of
+# columns and scenarios.
 
 # %%
 contract = json.loads((version / "assets.extra/m2m_contract.json").read_text())
@@ -96,7 +100,7 @@ pl.DataFrame(
             "input": name,
             "shape": str(tensor["shape"]),
             "dtype": tensor["dtype"],
-            "may be left out": "default" in tensor,
+            "has a default": "default" in tensor,
         }
         for name, tensor in contract["inputs"].items()
     ]
@@ -174,29 +178,33 @@ np.ravel(outputs["mean"])
 # %% [markdown]
 # ## Asked with plain JSON
 #
-# Any language can do this. A row is an object of named inputs; what the
-# contract gives a default for may be left out. The file that is written here is
-# what `curl` would send.
+# Any language can do this. A row is an object of named inputs. Here every one
+# must be there, as in TF Serving: for what is not known, send the contract's
+# default (`Client` does so by itself, and a serialized `tf.Example` to the
+# signature `serving_default` may leave it out). The file that is written here
+# is what `curl` would send.
 
 # %%
-required = {
-    name: np.asarray(rows[name][0]).tolist()
+row = {
+    name: tensor["default"]
+    if "default" in tensor
+    else np.asarray(rows[name][0]).tolist()
     for name, tensor in contract["inputs"].items()
-    if "default" not in tensor
 }
-required["scenario"] = rows["scenario"][0].decode()
-request = {"signature_name": "predict", "instances": [required]}
+row["scenario"] = rows["scenario"][0].decode()
+request = {"signature_name": "predict", "instances": [row]}
 (WORK / "request.json").write_text(json.dumps(request))
 url = f"{rest}/v1/models/advertisers"
 print(f"curl {url}:predict -d @{WORK / 'request.json'}")
 answer = httpx.post(
     f"{url}:predict", content=(WORK / "request.json").read_bytes()
 )
-print(answer.status_code, json.dumps(answer.json(), indent=1)[:400], "...")
+answer.raise_for_status()
+print(json.dumps(answer.json(), indent=1)[:400], "...")
 
 # %% [markdown]
-# Without its profile the forecast differs a little: unknown attributes are
-# forecast as unknown ones. What the server knows of itself:
+# Its attributes were left unknown, so the forecast is another one than above.
+# What the server knows of itself:
 
 # %%
 print(json.dumps(httpx.get(url).json(), indent=1))

@@ -27,10 +27,11 @@ import shutil
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # Fewer notices of TensorFlow's.
 
+import contextlib
 import dataclasses
 import datetime
+import io
 
-import keras
 import matplotlib.pyplot as plt
 import numpy as np
 import polars as pl
@@ -46,7 +47,6 @@ from m2m_tf.serving.batch_scoring import score_tables
 from m2m_tf.training import load_model
 
 tf.get_logger().setLevel("ERROR")
-keras.utils.disable_interactive_logging()  # No bars while training.
 plt.rcParams["figure.constrained_layout.use"] = True
 WORK = pathlib.Path("work/06_own_tables")
 shutil.rmtree(WORK, ignore_errors=True)
@@ -275,9 +275,10 @@ for mistake, message in mistakes.items():
 # %%
 data = m2m_tf.ForecastData.prepare(spec, WORK / "records")
 training = dataclasses.replace(m2m_tf.TRAINING_PRESETS["small"], epochs=8)
-history = m2m_tf.train(
-    data, m2m_tf.MODEL_PRESETS["small"], training, WORK / "training"
-)
+with contextlib.redirect_stdout(io.StringIO()):  # Keras' bars.
+    m2m_tf.train(
+        data, m2m_tf.MODEL_PRESETS["small"], training, WORK / "training"
+    )
 model = load_model(WORK / "training")
 test = forecast_split(data, model)
 scores = evaluate_forecasts(
