@@ -247,7 +247,9 @@ plt.show()
 # %% [markdown]
 # Do kernels lie apart where the attributes do? The simulator's attributes,
 # standardised, against the kernels' mean distance, a point per pair of
-# scenarios:
+# scenarios. Where r is near 0, names rather than attributes decide where a
+# kernel lies, and the model has little to say of a scenario that it does not
+# know by name.
 
 # %%
 attributes = scenarios.select(
