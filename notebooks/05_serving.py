@@ -51,6 +51,7 @@ from m2m_tf.serving.batch_scoring import score_tables
 from m2m_tf.serving.client import Client, RequestError
 from m2m_tf.training import load_model
 
+pl.Config.set_tbl_rows(20)
 tf.get_logger().setLevel("ERROR")
 plt.rcParams["figure.constrained_layout.use"] = True
 WORK = pathlib.Path("work/05_serving")
@@ -117,7 +118,7 @@ pl.DataFrame(
         }
         for name, told in contract["signatures"].items()
     ]
-)
+).sort("signature")
 
 # %% [markdown]
 # ## A server
@@ -200,7 +201,8 @@ answer = httpx.post(
     f"{url}:predict", content=(WORK / "request.json").read_bytes()
 )
 answer.raise_for_status()
-print(json.dumps(answer.json(), indent=1)[:400], "...")
+(forecast,) = answer.json()["predictions"]
+{name: forecast[name] for name in sorted(forecast) if "click" in name}
 
 # %% [markdown]
 # Its attributes were left unknown, so the forecast is another one than above.
