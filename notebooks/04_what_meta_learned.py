@@ -127,7 +127,7 @@ Image(WORK / "attention.png", width=860)
 pl.DataFrame(
     {
         "what changes": ["scenario", "advertiser", "task"],
-        "standard deviation of attention": [
+        "spread of attention": [
             float(attention.mean((1, 2)).std(0).mean()),
             float(attention.mean((0, 2)).std(0).mean()),
             float(attention.mean((0, 1)).std(0).mean()),
