@@ -72,9 +72,7 @@ data.preprocessor.statistics.num_samples
 # In a config file the same is `model: {preset: small, name: mmoe}`.
 
 # %%
-small = dataclasses.replace(
-    m2m_tf.MODEL_PRESETS["small"], share_meta_across_tasks=False
-)
+small = m2m_tf.MODEL_PRESETS["small"]
 networks = {
     "mmoe": {"name": "mmoe"},
     "cgc": {"name": "cgc"},
