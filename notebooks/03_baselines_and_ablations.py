@@ -231,8 +231,9 @@ Image(WORK / "differences.png", width=760)
 # %% [markdown]
 # ## What so small a run can tell
 #
-# - That every model trains, beats or does not beat the naive forecasts, and how
-#   far all are from what is possible.
+# - That every model trains, and how far all are from what is possible.
+# - That a metric decides who looks good: last week repeated does well in NMAE
+#   and is far off in deviance, since it forecasts 0 where something happens.
 # - Not which network is better. These intervals are drawn over advertisers
 #   alone: one seed each says nothing of the spread between trainings, minor
 #   scenarios have a few dozen test samples, and nobody tuned any of them.
