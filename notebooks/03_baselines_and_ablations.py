@@ -27,6 +27,7 @@ import pathlib
 import shutil
 
 os.environ["TF_CPP_MIN_LOG_LEVEL"] = "3"  # Fewer notices of TensorFlow's.
+os.environ["OMP_NUM_THREADS"] = "1"  # More than free cores slow LightGBM.
 
 import contextlib
 import dataclasses
