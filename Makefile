@@ -3,13 +3,17 @@ PYTHON ?= python3
 BIN := .venv/bin
 INSTALLED := .venv/installed
 
-.PHONY: demo demo-without-bookings test lint format docs clean
+.PHONY: demo demo-without-bookings notebooks test lint format docs clean
 
 demo: $(INSTALLED)
 	$(BIN)/m2m-tf run pipelines/configs/demo.yaml
 
 demo-without-bookings: $(INSTALLED)
 	$(BIN)/m2m-tf run pipelines/configs/demo_without_bookings.yaml
+
+# notebooks/*.ipynb, to be opened where jupytext is not; git ignores them.
+notebooks: $(INSTALLED)
+	$(BIN)/jupytext --to ipynb notebooks/*.py
 
 test: $(INSTALLED) lint
 	$(BIN)/python -m pytest -q
@@ -31,7 +35,7 @@ docs: $(INSTALLED)
 $(INSTALLED): setup.py
 	test -d .venv || $(PYTHON) -m venv .venv
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check \
-		--editable '.[demo,docs,lightgbm,serve,test]'
+		--editable '.[demo,docs,lightgbm,notebooks,serve,test]'
 	touch $(INSTALLED)
 
 clean:

@@ -55,10 +55,14 @@ setuptools.setup(
             "orjson>=3.10,<4",
         ],
         "profile": ["xprof>=2.24,<3"],
+        "notebooks": [
+            "jupytext>=1.17,<2",
+            "ipykernel>=6.29,<8",
+            "nbclient>=0.10,<0.12",
+        ],
         "test": [
             "pytest>=8.3,<10",
             "hypothesis>=6.100,<7",
-            "playwright>=1.50,<2",
             "kubernetes-validate>=1.30,<2",
             "check-jsonschema>=0.30,<1",
             "ruff>=0.17,<0.18",

@@ -1,7 +1,7 @@
 """Figures of a run as PNG files.
 
 Drawn with matplotlib's objects, not `pyplot`, which keeps figures in a global
-state and needs a display unless told otherwise. Colours are Okabe and Ito's,
+state and needs a display unless told otherwise. `COLOURS` are Okabe and Ito's,
 which stay apart for colour-blind readers; what colour says, place or hatching
 says too.
 """
@@ -17,7 +17,7 @@ from matplotlib.figure import Figure
 
 from m2m_tf import files
 
-_COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
+COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 _HATCHES = ("", "//", "..", "xx", "\\\\", "++")
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 _TITLES = {
@@ -49,7 +49,7 @@ def plot_cells(
     """
     names = list(metrics)[:6] if forecasts is None else list(forecasts)
     unknown = [name for name in names if name not in metrics]
-    if unknown or not 1 <= len(names) <= len(_COLOURS):
+    if unknown or not 1 <= len(names) <= len(COLOURS):
         raise ValueError(
             f"`forecasts` must be one to six of {list(metrics)}. "
             f"Received: forecasts={names}"
@@ -164,7 +164,7 @@ def plot_learning_curves(
             axis.plot(
                 epochs,
                 np.array(values, float),
-                color=_COLOURS[index],
+                color=COLOURS[index],
                 marker=_MARKERS[index],
                 markersize=4,
                 linestyle=("--", "-")[index],
@@ -265,7 +265,7 @@ def plot_differences(
             places,
             xerr=[value - low, high - value],
             fmt="o",
-            color=_COLOURS[0],
+            color=COLOURS[0],
             capsize=3,
         )
         axis.set_yticks(places, rivals)
@@ -298,14 +298,14 @@ def plot_sweep(
             seeds,
             marker="o",
             linestyle="none",
-            color=_COLOURS[0],
+            color=COLOURS[0],
             alpha=0.5,
             label="a seed" if index == 0 else None,
         )
     axis.plot(
         places,
         [np.mean(seeds) for seeds in values.values()],
-        color=_COLOURS[1],
+        color=COLOURS[1],
         marker="s",
         label="mean",
     )
@@ -352,7 +352,7 @@ def _bars(axis: Axes, values, scenarios, index, count, label):
         places,
         [np.nan if height is None else height for height in heights],
         width,
-        color=_COLOURS[index],
+        color=COLOURS[index],
         hatch=_HATCHES[index],
         edgecolor="white",
         linewidth=0.4,
@@ -398,7 +398,7 @@ def _calibration_axis(axis, forecast, labels):
     axis.plot(
         forecast,
         labels,
-        color=_COLOURS[0],
+        color=COLOURS[0],
         marker="o",
         linestyle="none",
         label="group of samples",

@@ -37,11 +37,9 @@ def _hide_notices():
     # 3: a machine without a GPU is reported as an error. What really fails
     # raises an exception, too.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
-    import tensorflow_datasets as tfds
     from absl import logging
 
     logging.set_verbosity(logging.ERROR)
-    tfds.disable_progress_bar()  # Ours shows rate and time left.
 
 
 def _parser():

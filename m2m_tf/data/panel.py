@@ -48,8 +48,9 @@ class DataValidationError(ValueError):
     def __init__(self, problems):
         self.problems = list(problems)
         lines = [f"  {problem}" for problem in self.problems]
+        count = "1 place" if len(lines) == 1 else f"{len(lines)} places"
         super().__init__(
-            f"The tables break the data contract in {len(lines)} places:\n"
+            f"The tables break the data contract in {count}:\n"
             + "\n".join(lines)
         )
 

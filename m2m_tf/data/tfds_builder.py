@@ -11,6 +11,7 @@ import os
 
 import numpy as np
 import tensorflow_datasets as tfds
+from absl import logging
 from tqdm import tqdm
 
 from m2m_tf.config import DatasetSpec, fingerprint
@@ -57,7 +58,8 @@ class PanelSeries(tfds.core.GeneratorBasedBuilder):
             description=spec.description,
         )
         kwargs.setdefault("file_format", "tfrecord")
-        super().__init__(data_dir=data_dir, config=config, **kwargs)
+        with _quiet():
+            super().__init__(data_dir=data_dir, config=config, **kwargs)
 
     def _info(self) -> tfds.core.DatasetInfo:
         features = {
@@ -93,8 +95,7 @@ def prepare_records(
 ) -> PanelSeries:
     """Writes the records unless they are there, and returns the builder."""
     builder = PanelSeries(spec=spec, data_dir=data_dir, entities=entities)
-    # It prints that it downloads, which nothing here does.
-    with contextlib.redirect_stdout(io.StringIO()):
+    with _quiet():
         builder.download_and_prepare(
             download_config=tfds.download.DownloadConfig(try_download_gcs=False)
         )
@@ -103,13 +104,33 @@ def prepare_records(
 
 def read_records(builder: PanelSeries):
     """The records as a `tf.data.Dataset`, in a fixed order."""
-    return builder.as_dataset(
-        split=SPLIT,
-        shuffle_files=False,
-        read_config=tfds.ReadConfig(
-            try_autocache=False, interleave_cycle_length=1
-        ),
-    )
+    with _quiet():
+        return builder.as_dataset(
+            split=SPLIT,
+            shuffle_files=False,
+            read_config=tfds.ReadConfig(
+                try_autocache=False, interleave_cycle_length=1
+            ),
+        )
+
+
+@contextlib.contextmanager
+def _quiet():
+    """Without what tensorflow-datasets tells of itself.
+
+    It prints that it downloads, which nothing here does, warns of a config
+    of its caller's own and of its own deprecated attribute, and has bars
+    beside ours, which shows rate and time left.
+    """
+    before = logging.get_verbosity()
+    logging.set_verbosity(logging.ERROR)
+    tfds.disable_progress_bar()
+    try:
+        with contextlib.redirect_stdout(io.StringIO()):
+            yield
+    finally:
+        tfds.enable_progress_bar()
+        logging.set_verbosity(before)
 
 
 def _feature(tensor):

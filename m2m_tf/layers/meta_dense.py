@@ -175,6 +175,28 @@ class MetaDense(keras.layers.Layer):
             ops.expand_dims(own, axis=1) + ops.expand_dims(shared, axis=2)
         )
 
+    def generated_kernel(self, scenario_knowledge):
+        """W of eq. 11, to look at: `call` need not make it.
+
+        Args:
+            scenario_knowledge: S, float tensor `[batch, d]`.
+
+        Returns:
+            The kernel of each sample, `[batch, d_in, units]`.
+        """
+        scenario_knowledge = scenario_knowledge / scenario_knowledge.shape[-1]
+        if self.rank is None:
+            generated = ops.reshape(
+                ops.matmul(scenario_knowledge, self.kernel_generator),
+                (-1, *self.kernel_base.shape),
+            )
+        else:
+            core = self._core(scenario_knowledge)
+            generated = ops.matmul(
+                ops.matmul(self.input_factor, core), self.output_factor
+            )
+        return self.kernel_base + generated
+
     @property
     def _factor(self):
         """V_w, or A of the factorised kernel."""
@@ -215,13 +237,17 @@ class MetaDense(keras.layers.Layer):
             shared_inputs, kernel_base
         )
 
-    def _low_rank_product(
-        self, hidden, scenario_knowledge, kernel_base, input_factor
-    ):
-        core = ops.reshape(
+    def _core(self, scenario_knowledge):
+        """C of the factorised kernel, `[batch, r, r]`."""
+        return ops.reshape(
             ops.matmul(scenario_knowledge, self.kernel_generator),
             (-1, self.rank, self.rank),
         )
+
+    def _low_rank_product(
+        self, hidden, scenario_knowledge, kernel_base, input_factor
+    ):
+        core = self._core(scenario_knowledge)
         generated = ops.matmul(ops.matmul(hidden, input_factor), core)
         return ops.matmul(hidden, kernel_base) + ops.matmul(
             generated, self.output_factor

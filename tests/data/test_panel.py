@@ -276,3 +276,14 @@ def test_grids_hold_all_pairs_and_the_records_values(clinic_spec):
 
 def assert_same(one, other):
     assert one == other or (one != one and other != other)
+
+
+def test_message_counts_the_problems_and_lists_them():
+    problem = panel.Problem("panel.csv", "day", 3, "is empty", "''")
+    for problems, count in (
+        ([problem], "1 place"),
+        ([problem] * 2, "2 places"),
+    ):
+        first, *lines = str(panel.DataValidationError(problems)).split("\n")
+        assert first == f"The tables break the data contract in {count}:"
+        assert lines == [f"  {problem}" for problem in problems]

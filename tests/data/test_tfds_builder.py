@@ -2,6 +2,7 @@ import dataclasses
 
 import numpy as np
 import tensorflow_datasets as tfds
+from absl import logging
 
 from m2m_tf.data import panel, tfds_builder
 
@@ -35,3 +36,13 @@ def test_another_spec_gets_another_folder(clinic_spec, tmp_path):
         for spec in (clinic_spec, other)
     }
     assert len(folders) == 2
+
+
+def test_only_our_progress_bar_is_shown(clinic_spec, tmp_path, capfd, caplog):
+    before = logging.get_verbosity()
+    builder = tfds_builder.prepare_records(clinic_spec, tmp_path)
+    tfds_builder.read_records(builder)
+    told = capfd.readouterr()
+    assert not told.out and not caplog.records
+    assert "records" in told.err and "Generating" not in told.err
+    assert logging.get_verbosity() == before

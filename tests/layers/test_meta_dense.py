@@ -275,3 +275,15 @@ def test_gradients_equal_those_of_the_plain_form():
 def test_shared_inputs_of_a_wrong_shape(shapes, message):
     with pytest.raises(ValueError, match=message):
         MetaDense(3).build(*shapes)
+
+
+@pytest.mark.parametrize("rank", [None, 2])
+def test_generated_kernel_is_that_of_the_equation(rank):
+    layer = MetaDense(5, rank=rank)
+    knowledge = normal(1, 6, 3)
+    layer(normal(0, 6, 4), knowledge)
+    randomize_weights(layer)
+    expected = [generated_kernel(layer, row) for row in to_numpy(knowledge)]
+    np.testing.assert_allclose(
+        to_numpy(layer.generated_kernel(knowledge)), expected, rtol=1e-4
+    )
