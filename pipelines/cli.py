@@ -9,6 +9,7 @@ import datetime
 import os
 import pathlib
 import sys
+import tempfile
 
 
 def main(arguments: list[str] | None = None) -> int:
@@ -37,6 +38,20 @@ def _hide_notices():
     # 3: a machine without a GPU is reported as an error. What really fails
     # raises an exception, too.
     os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+    # TensorFlow 2.21 greets on the file descriptor, whatever the level.
+    with tempfile.TemporaryFile() as held:
+        sys.stderr.flush()
+        stderr = os.dup(2)
+        os.dup2(held.fileno(), 2)
+        try:
+            import m2m_tf  # noqa: F401
+        except BaseException:
+            held.seek(0)
+            os.write(stderr, held.read())
+            raise
+        finally:
+            os.dup2(stderr, 2)
+            os.close(stderr)
     from absl import logging
 
     logging.set_verbosity(logging.ERROR)

@@ -202,6 +202,17 @@ def test_killed_run_goes_on_and_leaves_nothing_half(tmp_path):
     assert not list(tmp_path.rglob(".tmp-*/saved_model.pb"))
 
 
+def test_a_command_says_what_it_has_to_say_alone(tmp_path):
+    spec = write_clinic_tables(tmp_path / "tables")
+    command = [sys.executable, "-m", "pipelines.cli", "validate", str(spec)]
+    result = subprocess.run(
+        command, capture_output=True, text=True, check=True, timeout=300
+    )
+    assert result.stderr == ""
+    assert result.stdout.startswith("valid: ")
+    assert result.stdout.count("\n") == 1
+
+
 def fake_steps(monkeypatch, ran):
     """Steps that write a file each, to see which of them run."""
 
