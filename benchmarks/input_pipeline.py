@@ -34,7 +34,7 @@ def main():
     parser.add_argument("spec", type=pathlib.Path)
     parser.add_argument("records", type=pathlib.Path, help="`run` left them")
     parser.add_argument("--turns", type=int, default=5)
-    parser.add_argument("--entities", type=int, default=512)
+    parser.add_argument("--entities", type=int, default=128)
     parser.add_argument("--output", type=pathlib.Path, help="Markdown file")
     parser.add_argument("--worker", type=int, help=argparse.SUPPRESS)
     options = parser.parse_args()

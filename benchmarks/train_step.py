@@ -8,7 +8,7 @@ Everything runs in a process of its own, on the same sizes (the paper's),
 batch and threads. The processes take turns, a few steps each; told are
 medians of ratios within a turn. The limit is what the machine multiplies
 float32 matrices at in the same turn, and the multiplications of our step are
-counted in its graph, without what is made once more for the gradients.
+counted in its graph.
 """
 
 import argparse
@@ -158,7 +158,6 @@ def make_ours(
 
     from m2m_tf import losses
     from m2m_tf.data import schema
-    from m2m_tf.layers import _generated_product
     from m2m_tf.models import BUILDERS
 
     keras.config.set_dtype_policy(dtype_policy)
@@ -193,12 +192,9 @@ def make_ours(
             inputs[name] = np.ones(shape, tensor.dtype)
     labels = {task: np.ones((batch, 1), "float32") for task in tasks}
     step = fit_one_step(model, inputs, labels, tf)
-    # Counted in the form with whole kernels, which makes none of them twice.
-    block, _generated_product.BLOCK = _generated_product.BLOCK, 2**31
     traced = tf.function(model.train_step).get_concrete_function(
         tf.nest.map_structure(tf.constant, (inputs, labels))
     )
-    _generated_product.BLOCK = block
     return step, {
         "flops": count_flops(traced.graph),
         "parameters": model.count_params(),
