@@ -7,7 +7,7 @@ import numpy as np
 import tensorflow as tf
 
 from m2m_tf.config import DatasetSpec
-from m2m_tf.data import schema
+from m2m_tf.data import schema, windows
 from m2m_tf.features import Preprocessor
 from m2m_tf.forecast import task_forecasts
 from m2m_tf.models import ForecastModel, explanation
@@ -183,7 +183,9 @@ def _every_scenario(preprocessor, features):
             raw[name] = tf.repeat(values, len(names), axis=0)
             continue
         if name != schema.KNOWN_FUTURE:
-            values = _with_totals(spec, values)
+            totals = windows.scenario_totals(spec, values)
+            if totals is not None:
+                values = tf.concat([values, totals], -1)
         raw[name] = tf.reshape(values, [-1, *values.shape[2:]])
     columns = {schema.SCENARIO: list(names)} | {
         name: preprocessor.statistics.scenario_attributes[name]
@@ -196,17 +198,6 @@ def _every_scenario(preprocessor, features):
         constant = tf.constant(values, tensors[name].dtype)
         raw[name] = tf.tile(constant, [num_rows])
     return raw
-
-
-def _with_totals(spec, values):
-    """Sequences `[B, scenarios, L, columns]` with their totals beside them."""
-    if not spec.cross_scenario_totals:
-        return values
-    totals = tf.reduce_sum(values, axis=1, keepdims=True)
-    totals = tf.broadcast_to(totals, tf.shape(values))
-    joined = tf.concat([values, totals], -1)
-    joined.set_shape([*values.shape[:-1], 2 * values.shape[-1]])
-    return joined
 
 
 def _feature(values):

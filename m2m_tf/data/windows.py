@@ -207,13 +207,10 @@ def cut_latest(spec: DatasetSpec, grid: dict) -> dict:
     past = tf.pad(past, [[0, 0], [0, 0], [missing, 0], [0, 0]])
     num_entities, num_scenarios = past.shape[:2]
     num_rows = num_entities * num_scenarios
-    totals = None
-    if spec.cross_scenario_totals:
-        totals = tf.reduce_sum(past, axis=1, keepdims=True)
-        totals = tf.broadcast_to(totals, past.shape)
+    sequences = _sequences(spec, past, scenario_totals(spec, past))
     features = {
         name: tf.reshape(tensor, [num_rows, *tensor.shape[2:]])
-        for name, tensor in _sequences(spec, past, totals).items()
+        for name, tensor in sequences.items()
     }
     for name, value in _time_features(spec, tf.constant(last)).items():
         features[name] = tf.fill([num_rows], value)
@@ -223,6 +220,24 @@ def cut_latest(spec: DatasetSpec, grid: dict) -> dict:
             index = scenario if is_scenario_s(name) else entity
             features[name] = tf.gather(values, index)
     return features
+
+
+def scenario_totals(spec: DatasetSpec, values) -> tf.Tensor | None:
+    """Sums over each entity's scenarios, told in every scenario.
+
+    Args:
+        spec: The dataset spec.
+        values: Tensor `[entities, scenarios, days, columns]`.
+
+    Returns:
+        Tensor shaped like `values`; None if the spec wants no totals.
+    """
+    if not spec.cross_scenario_totals:
+        return None
+    totals = tf.reduce_sum(values, axis=1, keepdims=True)
+    return tf.ensure_shape(
+        tf.broadcast_to(totals, tf.shape(values)), values.shape
+    )
 
 
 def _split_by_shares(spec, cutoffs):
