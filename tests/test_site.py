@@ -16,13 +16,13 @@ import threading
 import urllib.parse
 
 import pytest
+from browser import chromium
 
 import m2m_tf
 from m2m_tf import layers
 from m2m_tf.data import panel
 
 ROOT = pathlib.Path(__file__).parent.parent
-CHROMIUM = shutil.which("chromium")
 DESKTOP, PHONE = (1280, 900), (390, 844)
 
 
@@ -113,17 +113,9 @@ def test_every_public_name_is_documented(pages):
 
 @pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
 def test_pages_keep_to_themselves_and_to_the_screen(site, pages, size):
-    if CHROMIUM is None and not os.environ.get("CI"):
-        pytest.skip("needs Chromium: apt-get install chromium")
-    assert CHROMIUM, "Chromium is missing: apt-get install chromium"
-    from playwright.sync_api import sync_playwright
-
     # Pictures to look at, if a folder for them is named.
     pictures = os.environ.get("M2M_TF_PICTURES")
-    with served(site) as address, sync_playwright() as playwright:
-        browser = playwright.chromium.launch(
-            executable_path=CHROMIUM, args=["--no-sandbox"]
-        )
+    with served(site) as address, chromium() as browser:
         screen = browser.new_page(
             viewport={"width": size[0], "height": size[1]}
         )
@@ -138,7 +130,6 @@ def test_pages_keep_to_themselves_and_to_the_screen(site, pages, size):
             if pictures:
                 path = pathlib.Path(pictures) / f"{size[0]}" / f"{name}.png"
                 screen.screenshot(path=path, full_page=True)
-        browser.close()
     assert not errors
     assert len(asked) > len(pages)
     outside = {url for url in asked if not url.startswith((address, "data:"))}
