@@ -275,8 +275,10 @@ class _Study:
                 if searched
                 else {},
             )
-            shutil.rmtree(folder)
         files.write_compact_json(path, result)
+        if model not in TREES:
+            # Only now: killed before, a study has nothing to train again.
+            shutil.rmtree(folder)
         return result
 
     def _run_network(self, data, model, changes, seed, split, folder):

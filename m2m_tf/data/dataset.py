@@ -8,7 +8,7 @@ import pathlib
 import tensorflow as tf
 
 from m2m_tf import files
-from m2m_tf.config import DatasetSpec
+from m2m_tf.config import DatasetSpec, TrainingSettings
 from m2m_tf.data import input_pipeline, panel, tfds_builder, windows
 from m2m_tf.features import Preprocessor, fit_preprocessor
 
@@ -82,7 +82,7 @@ class ForecastData:
     def train(
         self,
         batch_size: int,
-        shuffle_entities: int = 16384,
+        shuffle_entities: int = TrainingSettings.shuffle_entities,
         seed: int = 0,
         epoch: tf.Variable | None = None,
     ) -> tf.data.Dataset:

@@ -40,7 +40,7 @@ def training_batches(
     preprocessor,
     cutoffs,
     batch_size: int,
-    shuffle_entities: int = 16384,
+    shuffle_entities: int,
     seed: int = 0,
     epoch: tf.Variable | None = None,
 ) -> tf.data.Dataset:
