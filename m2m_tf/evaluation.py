@@ -173,10 +173,12 @@ def format_table(result: Mapping[str, dict], cells_of: str | None = None):
 
     Example:
 
+    >>> result = evaluate_forecasts(
+    ...     [[1.0], [3.0]], {"m2m": [[2.0], [2.0]]}, [0, 0], ["clicks"], ["tv"]
+    ... )
     >>> print(format_table(result))
-    forecast     NMAE  SMAPE  Poisson deviance
-    m2m         0.501  1.576             2.667
-    m2m_median  0.497  0.612                 -
+    forecast   NMAE  SMAPE  Poisson deviance
+    m2m       0.500  0.533             0.523
     """
     rows = [["forecast", "NMAE", "SMAPE", "Poisson deviance"]]
     for name, scores in result.items():

@@ -67,6 +67,10 @@ class PoissonLogRate(keras.losses.Loss):
 
     Example:
 
+    >>> inputs = keras.Input((8,))
+    >>> names = ["clicks", "sales"]
+    >>> outputs = {n: keras.layers.Dense(1, name=n)(inputs) for n in names}
+    >>> model = keras.Model(inputs, outputs)
     >>> model.compile(
     ...     loss={"clicks": PoissonLogRate(), "sales": PoissonLogRate()},
     ...     loss_weights={"clicks": 1.0, "sales": 0.1},

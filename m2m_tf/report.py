@@ -102,13 +102,16 @@ def write_report(
 
     Example:
 
+    >>> from m2m_tf.evaluation import evaluate_forecasts
+    >>> metrics = evaluate_forecasts(
+    ...     [[1.0], [3.0]], {"m2m": [[2.0], [2.0]]}, [0, 0], ["clicks"], ["tv"]
+    ... )
     >>> write_report(
     ...     "report.html",
     ...     title="Demo",
-    ...     summary={"test samples": 21043},
-    ...     metrics=evaluate_forecasts(...),
+    ...     summary={"test samples": 2},
+    ...     metrics=metrics,
     ...     model="m2m",
-    ...     figures=[("cells.png", "Errors by task and scenario.")],
     ... )
     """
     if model not in metrics:

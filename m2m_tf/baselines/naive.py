@@ -30,8 +30,9 @@ def naive_forecasts(
 
     Example:
 
-    >>> naive_forecasts(spec, raw)["last_week"].shape
-    (256, 5)
+    >>> raw = next(data.raw("test", batch_size=16).as_numpy_iterator())
+    >>> naive_forecasts(data.spec, raw)["last_week"].shape
+    (16, 3)
     """
     daily = daily_task_values(spec, raw)
     return {

@@ -51,9 +51,12 @@ def tabular_features(
 
     Example:
 
-    >>> vocabularies = fit_vocabularies(spec, train_batches)
-    >>> features, names, _ = tabular_features(spec, batch, vocabularies)
-    >>> features.shape == (256, len(names))
+    >>> batches = list(data.raw("train", batch_size=16).as_numpy_iterator())
+    >>> vocabularies = fit_vocabularies(data.spec, batches)
+    >>> features, names, _ = tabular_features(
+    ...     data.spec, batches[0], vocabularies
+    ... )
+    >>> features.shape == (16, len(names))
     True
     """
     table = {}

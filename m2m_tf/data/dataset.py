@@ -27,7 +27,9 @@ class ForecastData:
     Example:
 
     >>> data = ForecastData.prepare(DatasetSpec.load("spec.yaml"), "records")
-    >>> model.fit(data.train(512), validation_data=data.validation(512))
+    >>> inputs, labels = next(iter(data.train(batch_size=16)))
+    >>> labels["visits"].shape
+    TensorShape([16, 1])
     """
 
     spec: DatasetSpec

@@ -30,8 +30,10 @@ class PanelSeries(tfds.core.GeneratorBasedBuilder):
 
     Example:
 
+    >>> spec = DatasetSpec.load("spec.yaml")
     >>> builder = PanelSeries(spec=spec, data_dir="records")
     >>> builder.download_and_prepare()
+    Downloading and preparing dataset ...
     >>> records = builder.as_dataset(split="series")
     """
 

@@ -56,8 +56,12 @@ def m2m(
 
     Example:
 
-    >>> model = m2m(preprocessor.model_inputs, view_dim=64)
+    >>> from m2m_tf.losses import PoissonLogRate
+    >>> model = m2m(data.preprocessor.model_inputs, view_dim=64)
     >>> model.compile("adam", loss=PoissonLogRate())
+    >>> history = model.fit(
+    ...     data.train(batch_size=16), shuffle=False, verbose=0
+    ... )
     """
     # --- Inputs ---
     inputs = backbone.model_inputs(spec)
