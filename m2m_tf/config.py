@@ -45,6 +45,11 @@ class Task:
         weight: The task's loss weight λ_t (eq. 19), or `"inverse_mean"` for
             1 / mean training label, which puts tasks of different units on
             one scale.
+
+    Example:
+
+    >>> Task("visits", column="visits", weight="inverse_mean").kind
+    'count'
     """
 
     name: _Name
@@ -131,6 +136,12 @@ class DatasetSpec:
             totals over all scenarios.
         split: Shares of the cutoffs, or dates.
         description: A line for reports.
+
+    Example:
+
+    >>> spec = DatasetSpec.load("spec.yaml")
+    >>> spec.task_names
+    ('visits', 'fees', 'open')
     """
 
     name: _Name
@@ -250,6 +261,11 @@ class ModelSettings:
             are never dropped.
         meta_l2: α for the generators' weights W_1 (eq. 19).
         l2: α for the other kernels W_2 (eq. 19).
+
+    Example:
+
+    >>> ModelSettings(name="mmoe", view_dim=64).num_experts
+    4
     """
 
     name: str = "m2m"
@@ -299,6 +315,11 @@ class TrainingSettings:
             in memory, 4 bytes a day, column and scenario of theirs.
         profile_steps: Steps of the first epochs that are profiled for
             TensorBoard, 0 for none.
+
+    Example:
+
+    >>> TrainingSettings(epochs=4, schedule="cosine").learning_rate
+    0.002
     """
 
     batch_size: _Count = 256
@@ -430,6 +451,12 @@ class RunConfig:
         training: Training settings.
         evaluation: Evaluation settings.
         push: When the model may be served.
+
+    Example:
+
+    >>> config = RunConfig("trial", data={"name": "simulator", "days": 200})
+    >>> config.data.advertisers
+    2500
     """
 
     name: _RunName
@@ -498,6 +525,14 @@ class StudyConfig:
         tree_search: The same for LightGBM's parameters.
         sweeps: Name of a model setting, or `lookback` → values that M2M is
             trained with by `--sweep`.
+
+    Example:
+
+    >>> changes = {"model": {"num_experts": 8}}
+    >>> study = StudyConfig("trial", {"mine": "spec.yaml"}, search=(changes,))
+    >>> model, training = study.changed(study.search[0])
+    >>> model.num_experts
+    8
     """
 
     name: _RunName

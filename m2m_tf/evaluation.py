@@ -122,6 +122,14 @@ def evaluate_intervals(
     Returns:
         Dict of `level`, `coverage` and `closed` (unweighted means over
         cells) and `cells`.
+
+    Example:
+
+    >>> intervals = {"lower": [[1.0]], "upper": [[3.0]]}
+    >>> intervals |= {"below": [[0.4]], "up_to": [[0.6]]}
+    >>> told = evaluate_intervals([[2.0]], intervals, [0], ["clicks"], ["tv"])
+    >>> told["coverage"]
+    1.0
     """
     y_true, scenario = np.asarray(y_true), np.asarray(scenario)
     below = np.asarray(intervals["below"], "float64")
@@ -153,7 +161,13 @@ def evaluate_intervals(
 
 
 def format_interval(result: Mapping) -> str:
-    """One line of `evaluate_intervals`' result, for a terminal."""
+    """One line of `evaluate_intervals`' result, for a terminal.
+
+    Example:
+
+    >>> format_interval({"level": 0.8, "coverage": 0.795, "closed": 0.94})
+    '80% interval: 79.5% of labels inside, 94.0% with those on its edges'
+    """
     return (
         f"{result['level']:.0%} interval: {result['coverage']:.1%} of labels "
         f"inside, {result['closed']:.1%} with those on its edges"

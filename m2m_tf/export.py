@@ -55,6 +55,11 @@ def export_model(
 
     Returns:
         Folder of the new version, `<folder>/<version>`.
+
+    Example:
+
+    >>> export_model(model, data.preprocessor, "saved_models/new").name
+    '1'
     """
     archive = keras.export.ExportArchive()
     archive.track(preprocessor)
@@ -88,6 +93,11 @@ def make_contract(spec: DatasetSpec) -> dict:
 
     An input with a `default` may be left out of a `tf.Example`; null stands
     for NaN.
+
+    Example:
+
+    >>> make_contract(data.spec)["lookback"]
+    28
     """
     defaults = signatures.default_values(spec)
     inputs = {}
@@ -124,6 +134,13 @@ def draw_rows(
     Returns:
         Name → array `[count, ...]` of each raw feature: categories from the
         vocabularies, counts of one half on average.
+
+    Example:
+
+    >>> place = "saved_models/clinics/1/assets.extra/m2m_contract.json"
+    >>> rows = draw_rows(files.read_json(pathlib.Path(place)), count=16)
+    >>> rows["behavior_sequence"].shape
+    (16, 28, 4)
     """
     rng = np.random.default_rng(seed)
     columns = {}

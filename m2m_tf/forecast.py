@@ -44,7 +44,13 @@ def poisson_median(rate):
 
 
 def has_shape(output) -> bool:
-    """Whether a task's output describes a distribution beside its mean."""
+    """Whether a task's output describes a distribution beside its mean.
+
+    Example:
+
+    >>> has_shape(model.output["visits"])
+    True
+    """
     return output.shape[-1] > 1
 
 
@@ -63,6 +69,13 @@ def task_forecasts(output, task, whole) -> dict:
         Dict of float32 tensors `[batch, 1]`: `"mean"` and, from a model with
         the hurdle likelihood, `"median"`, `"lower"` and `"upper"`: the
         quantiles at `MEDIAN`, `LOWER` and `UPPER`.
+
+    Example:
+
+    >>> output = keras.ops.array([[0.0, -5.0, 1.0, 0.0]])
+    >>> told = task_forecasts(output, data.spec.tasks[0], whole=True)
+    >>> {name: float(value[0, 0]) for name, value in told.items()}
+    {'mean': 1.0, 'median': 3.0, 'lower': 1.0, 'upper': 24.0}
     """
     rate = ops.exp(ops.cast(output[:, :1], "float32"))
     forecasts = {"mean": rate}
@@ -88,6 +101,12 @@ def hurdle_quantile(parameters, level, whole):
 
     Returns:
         Float32 tensor `[...]`, not negative.
+
+    Example:
+
+    >>> parameters = [0.0, 0.0, 1.0, 0.0]  # A logit of 0: half are zeros.
+    >>> [float(hurdle_quantile(parameters, p, whole=True)) for p in (0.4, 0.9)]
+    [0.0, 11.0]
     """
     _, zero_logit, location, log_scale = _parts(parameters)
     above = (level - ops.sigmoid(zero_logit)) * (1 + ops.exp(zero_logit))
@@ -110,6 +129,12 @@ def hurdle_cdf(parameters, y, whole):
     Returns:
         Tuple of two float32 tensors `[...]`. They are the same for a positive
         amount and differ at 0 and for counts.
+
+    Example:
+
+    >>> parameters = [0.0, 0.0, 1.0, 0.0]  # A logit of 0: half are zeros.
+    >>> [float(p) for p in hurdle_cdf(parameters, 0.0, whole=True)]
+    [0.0, 0.5]
     """
     _, zero_logit, location, log_scale = _parts(parameters)
     zeros = ops.sigmoid(zero_logit)

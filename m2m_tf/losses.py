@@ -127,6 +127,12 @@ def hurdle_negative_log_likelihood(y_true, parameters):
 
     Returns:
         Float32 tensor `[batch]`.
+
+    Example:
+
+    >>> parameters = [[0.0, 0.0, 1.0, 0.0]]  # A logit of 0: half are zeros.
+    >>> hurdle_negative_log_likelihood([0.0], parameters).numpy().round(3)
+    array([0.693], dtype=float32)
     """
     parameters = ops.cast(ops.convert_to_tensor(parameters), "float32")
     y_true = ops.reshape(
@@ -167,6 +173,13 @@ class HurdleLoss(keras.losses.Loss):
         shape_weight: Weight of the likelihood.
         reduction: Keras reduction of the elements' losses.
         name: Name of the loss.
+
+    Example:
+
+    >>> loss = HurdleLoss(shape_weight=2.0)
+    >>> parameters = keras.ops.array([[0.0, 0.0, 1.0, 0.0]])
+    >>> round(float(loss([[0.0]], parameters)), 3)
+    2.386
     """
 
     def __init__(
@@ -198,6 +211,11 @@ def joint_poisson(task_names):
 
     Returns:
         Dict of task name → `PoissonLogRate`.
+
+    Example:
+
+    >>> sorted(joint_poisson(["clicks", "sales"]))
+    ['clicks', 'sales']
     """
     return {name: PoissonLogRate() for name in task_names}
 
@@ -210,6 +228,11 @@ def joint_hurdle(task_weights):
 
     Args:
         task_weights: Task name → λ_t, as given to `compile(loss_weights=)`.
+
+    Example:
+
+    >>> joint_hurdle({"clicks": 0.5})["clicks"].shape_weight
+    6.0
     """
     return {
         name: HurdleLoss(_SHAPE_WEIGHT / weight)

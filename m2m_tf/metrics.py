@@ -25,6 +25,13 @@ class GroupedRatio(keras.metrics.Metric):
         from_log_rate: Whether `y_pred` are LOG rates instead of rates.
         name: Name of the metric.
         dtype: `"float32"` (default) or `"float64"`.
+
+    Example:
+
+    >>> metric = NMAE(num_groups=2)
+    >>> metric.update_state([1.0, 4.0], [2.0, 4.0], groups=[0, 1])
+    >>> metric.group_results().numpy()
+    array([1., 0.], dtype=float32)
     """
 
     def __init__(

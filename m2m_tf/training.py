@@ -37,6 +37,11 @@ def make_optimizer(
     Args:
         settings: Training settings.
         steps: Steps of the whole training, over which a cosine decays.
+
+    Example:
+
+    >>> make_optimizer(TrainingSettings(), steps=1000).beta_2
+    0.998
     """
     learning_rate = settings.learning_rate
     if settings.schedule == "cosine":
@@ -57,7 +62,14 @@ def compile_model(
     settings: TrainingSettings,
     steps: int,
 ) -> None:
-    """Compiles with the joint loss of the model's heads and cell metrics."""
+    """Compiles with the joint loss of the model's heads and cell metrics.
+
+    Example:
+
+    >>> compile_model(model, data, TrainingSettings(), steps=1000)
+    >>> model.compiled
+    True
+    """
     names = data.spec.task_names
     weights = data.preprocessor.task_weights()
     has_shape = model.output[names[0]].shape[-1] > 1
@@ -98,6 +110,16 @@ def train(
 
     Raises:
         TrainingError: If no epoch gave a finite validation loss.
+
+    Example:
+
+    >>> small = ModelSettings(view_dim=8, knowledge_dim=4, num_meta_layers=1)
+    >>> short = TrainingSettings(epochs=2, jit_compile=False)
+    >>> history = train(data, small, short, "runs/first")
+    Epoch 1/2
+    ...
+    >>> len(history)
+    2
     """
     folder = pathlib.Path(folder)
     if settings.members == 1:
@@ -181,7 +203,13 @@ def _mean_history(histories):
 
 
 def load_model(folder: str | os.PathLike) -> ForecastModel:
-    """Loads the best model that `train` has left in `folder`."""
+    """Loads the best model that `train` has left in `folder`.
+
+    Example:
+
+    >>> load_model("runs/clinics").name
+    'm2m'
+    """
     return keras.saving.load_model(pathlib.Path(folder) / MODEL_FILE)
 
 
@@ -198,6 +226,13 @@ class RunRecord(keras.callbacks.Callback):
         patience: Epochs without a better validation loss before stopping.
         epoch: Variable that the input pipeline reads.
         steps: Steps of an epoch.
+
+    Example:
+
+    >>> epoch = tf.Variable(0, dtype=tf.int64)
+    >>> record = RunRecord(pathlib.Path("runs/first"), 3, epoch, steps=100)
+    >>> record.is_finished(epochs=10)
+    False
     """
 
     def __init__(self, folder, patience, epoch, steps):

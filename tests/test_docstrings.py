@@ -1,11 +1,14 @@
 """Every example in a docstring runs and gives what it says.
 
-Beside the names of its module an example has `keras` and `data`, the clinics
-prepared; it runs in a folder that holds their tables and `spec.yaml`.
+Beside the names of its module an example has `keras`, `data`, the clinics
+prepared, and `model`, trained on them. It runs in a folder that holds their
+tables and `spec.yaml`, the training in `runs/clinics` and what was exported
+from it in `saved_models/clinics`.
 """
 
 import doctest
 import importlib
+import inspect
 import pkgutil
 
 import keras
@@ -13,9 +16,37 @@ import pytest
 from tables import write_clinic_tables
 
 import m2m_tf
+from m2m_tf import training
 
-# Needs a server: tests/test_docs.py runs the same on the page about serving.
-NOT_RUN = {"m2m_tf.serving.client.Client"}
+# Need a server, and several versions: tests/test_docs.py runs the same on the
+# page about serving.
+NOT_RUN = {
+    "m2m_tf.serving.client.Client",
+    "m2m_tf.serving.pushing.rollback",
+}
+# Modules in which each class and function has an example.
+SHOWN = [
+    m2m_tf,
+    *map(
+        importlib.import_module,
+        (
+            f"m2m_tf.{name}"
+            for name in (
+                "evaluation",
+                "export",
+                "features",
+                "forecast",
+                "layers",
+                "losses",
+                "metrics",
+                "serving.batch_scoring",
+                "serving.client",
+                "serving.pushing",
+                "training",
+            )
+        ),
+    ),
+]
 _COMPARED = doctest.ELLIPSIS | doctest.NORMALIZE_WHITESPACE
 
 
@@ -32,17 +63,33 @@ EXAMPLES = {found.name: found for found in examples()}
 
 
 @pytest.mark.parametrize("name", EXAMPLES)
-def test_example_runs_as_printed(name, clinic_data, tmp_path, monkeypatch):
+def test_example_runs_as_printed(
+    name, clinic_data, trained, exported, tmp_path, monkeypatch
+):
     example = EXAMPLES[name]
     write_clinic_tables(tmp_path)
     monkeypatch.chdir(tmp_path)
-    example.globs |= {"keras": keras, "data": clinic_data}
+    (tmp_path / "runs").mkdir()
+    (tmp_path / "runs" / "clinics").symlink_to(trained[0])
+    (tmp_path / "saved_models").mkdir()
+    (tmp_path / "saved_models" / "clinics").symlink_to(exported)
+    model = training.load_model(trained[0])
+    example.globs |= {"keras": keras, "data": clinic_data, "model": model}
     report = []
     doctest.DocTestRunner(optionflags=_COMPARED).run(example, out=report.append)
     assert not report, "".join(report)
 
 
-def test_examples_are_found():
-    assert {"m2m_tf.models.m2m.m2m", "m2m_tf.layers.meta_dense.MetaDense"} <= (
-        EXAMPLES.keys()
-    )
+@pytest.mark.parametrize("module", SHOWN, ids=lambda module: module.__name__)
+def test_public_names_have_an_example(module):
+    without = [
+        name
+        for name, value in vars(module).items()
+        if (inspect.isclass(value) or inspect.isfunction(value))
+        and value.__module__.startswith("m2m_tf")
+        and (module.__name__ in value.__module__ or module is m2m_tf)
+        and not name.startswith("_")
+        and not (inspect.isclass(value) and issubclass(value, Exception))
+        and ">>>" not in (value.__doc__ or "")
+    ]
+    assert not without

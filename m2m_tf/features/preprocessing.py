@@ -42,6 +42,11 @@ class Statistics:
         label_means: Mean training label of each task.
         whole_labels: Whether all training labels of a task are whole numbers.
         num_samples: Samples of each split.
+
+    Example:
+
+    >>> data.preprocessor.statistics.whole_labels
+    [True, False, True]
     """
 
     edges: dict[str, list[float]]
@@ -77,6 +82,12 @@ class Preprocessor(keras.layers.Layer):
 
     Output:
         Dict of tensors `[batch, ...]`, see `ModelInputSpec.tensors`.
+
+    Example:
+
+    >>> raw = next(iter(data.raw("test", batch_size=16)))
+    >>> data.preprocessor(raw)["log_history"].shape
+    TensorShape([16, 3, 2])
     """
 
     def __init__(self, spec, statistics, **kwargs):
@@ -311,6 +322,11 @@ def fit_preprocessor(
     Args:
         spec: The dataset spec; its tables must have been validated.
         records: The records made from these tables.
+
+    Example:
+
+    >>> fit_preprocessor(data.spec, data.records).known_scenarios
+    ('booked', 'video', 'walk_in')
     """
     splits = windows.make_splits(spec)
     last = windows.date_of(spec, windows.last_fit_day(spec))

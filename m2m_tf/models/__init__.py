@@ -53,6 +53,13 @@ def build_model(
 
     Raises:
         ValueError: If `settings.name` is no known builder.
+
+    Example:
+
+    >>> settings = ModelSettings(name="mmoe", view_dim=16)
+    >>> model = build_model(data.preprocessor.model_inputs, settings)
+    >>> list(model.output)
+    ['visits', 'fees', 'open']
     """
     if settings.name not in BUILDERS:
         raise ValueError(
@@ -71,6 +78,11 @@ def unused_settings(name: str) -> tuple[str, ...]:
 
     Args:
         name: Key of `BUILDERS`.
+
+    Example:
+
+    >>> "num_experts" in unused_settings("mmoe")
+    False
     """
     unused = () if name == "m2m" else _M2M_ONLY
     return unused if name in _WITH_EXPERTS else (*unused, "num_experts")

@@ -27,6 +27,12 @@ def ensemble(members: Sequence[ForecastModel]) -> ForecastModel:
 
     Raises:
         ValueError: If there is no member.
+
+    Example:
+
+    >>> both = ensemble([model, model])
+    >>> both.count_params() == 2 * model.count_params()
+    True
     """
     if not members:
         raise ValueError("`members` must hold at least one model.")

@@ -16,6 +16,17 @@ class ForecastModel(keras.Model):
     Attributes:
         cell_metrics: A `metrics.CellMetrics`, or None to track none. Set it
             before `compile`.
+
+    Example:
+
+    >>> import m2m_tf
+    >>> from m2m_tf.metrics import CellMetrics
+    >>> model = m2m_tf.m2m(data.preprocessor.model_inputs, view_dim=8)
+    >>> model.cell_metrics = CellMetrics(data.spec.task_names, num_scenarios=4)
+    >>> model.compile("adam", loss=m2m_tf.PoissonLogRate())
+    >>> told = model.evaluate(data.test(16), verbose=0, return_dict=True)
+    >>> "overall_nmae" in told
+    True
     """
 
     cell_metrics = None

@@ -146,6 +146,12 @@ def explanation(model: ForecastModel) -> keras.Model | None:
     None for a model without task attention over experts. Experts of different
     networks have nothing to do with each other: of an ensemble the first
     member's are told.
+
+    Example:
+
+    >>> inputs, _ = next(iter(data.test(batch_size=16)))
+    >>> explanation(model)(inputs)["expert_attention"].shape
+    TensorShape([16, 3, 2])
     """
     names = [layer.name for layer in model.layers]
     if f"{MEMBER_PREFIX}0" in names:

@@ -46,6 +46,11 @@ class ScoringSummary:
         forecasts: Number of forecast rows.
         unknown: Categorical input → number of forecasts whose value the model
             has not seen in training. They are forecast as unknown ones.
+
+    Example:
+
+    >>> print(ScoringSummary(forecasts=1200, unknown={"scenario": 40}))
+    1,200 forecasts (value not seen in training: scenario in 40)
     """
 
     forecasts: int
@@ -90,6 +95,12 @@ def score_tables(
             folder holds something else.
         DataValidationError: If the tables break the data contract.
         FileNotFoundError: If there is no SavedModel.
+
+    Example:
+
+    >>> spec = DatasetSpec.load("spec.yaml")
+    >>> score_tables("saved_models/clinics", spec, spec.end, "week.parquet")
+    ScoringSummary(forecasts=36, unknown={})
     """
     version = latest_version(model)
     vocabularies = _check_contract(version, spec)

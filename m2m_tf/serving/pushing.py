@@ -90,6 +90,12 @@ def push(
         PushRefused: If the model fails a check; nothing has changed.
         FileNotFoundError: If there is no candidate.
         RuntimeError: If another push into the folder is going on.
+
+    Example:
+
+    >>> settings = PushSettings(tolerance=10.0)
+    >>> push("saved_models/clinics", data, "served", settings).name
+    '1'
     """
     settings = settings or PushSettings()
     candidate = latest_version(candidate).resolve()
@@ -134,6 +140,11 @@ def rollback(folder: str | os.PathLike) -> pathlib.Path:
 
     Raises:
         PushRefused: If there is no version to go back to.
+
+    Example:
+
+    >>> rollback("served")  # Of versions 1 and 2, version 1 again.
+    PosixPath('served/3')
     """
     folder = pathlib.Path(folder)
     with _only_push(folder):
