@@ -156,18 +156,16 @@ class MetaDense(keras.layers.Layer):
                 outputs = ops.reshape(outputs, (-1, *middle_shape, self.units))
             return self.activation(outputs)
         # Both weights belong to the columns of h, the generator's by `units`.
+        # Split, as the gradients of two slices would each be written whole.
         first = inputs.shape[-1]
-        base, factor = self.kernel_base, self._factor
+        bases = ops.split(self.kernel_base, [first])
         if self.rank is None:
-            split = first * self.units
-            factors = factor[:, :split], factor[:, split:]
+            factors = ops.split(self._factor, [first * self.units], axis=1)
         else:
-            factors = factor[:first], factor[first:]
-        own = self._product(
-            inputs, scenario_knowledge, base[:first], factors[0]
-        )
+            factors = ops.split(self._factor, [first])
+        own = self._product(inputs, scenario_knowledge, bases[0], factors[0])
         shared = bias + self._shared_product(
-            shared_inputs, scenario_knowledge, base[first:], factors[1]
+            shared_inputs, scenario_knowledge, bases[1], factors[1]
         )
         # [batch, 1, rows, units] + [batch, num_shared, 1, units]
         return self.activation(
