@@ -146,7 +146,7 @@ def train(
 
 def _train_network(data, model_settings, settings, folder):
     folder.mkdir(parents=True, exist_ok=True)
-    keras.backend.clear_session()
+    _clear_session()
     # TensorFlow compares a shuffle's seed with 0 in Python when the global
     # seed is 0, which fails for the tensor that the pipeline's epochs give.
     keras.utils.set_random_seed(settings.seed + 1)
@@ -312,6 +312,16 @@ class RunRecord(keras.callbacks.Callback):
         best = self.best_epoch()
         waited = len(self.history) - 1 - (-1 if best is None else best)
         return bool(self.history) and waited >= self._patience
+
+
+def _clear_session():
+    """Frees earlier models, but keeps what the caller has set in Keras."""
+    policy = keras.config.dtype_policy()
+    shows_progress = keras.config.is_interactive_logging_enabled()
+    keras.backend.clear_session()
+    keras.config.set_dtype_policy(policy)
+    if not shows_progress:
+        keras.config.disable_interactive_logging()
 
 
 @contextlib.contextmanager

@@ -6,6 +6,7 @@ import subprocess
 import sys
 import time
 
+import keras
 import numpy as np
 import pytest
 from tables import SMALL_MODEL, SMALL_TRAINING
@@ -248,3 +249,20 @@ def test_members_are_joined_and_finished_ones_are_kept(
     assert history == files.read_json(tmp_path / "history.json")
     assert [row["epoch"] for row in history] == [1]
     assert history[0]["loss"] == pytest.approx(sum(losses) / 2)
+
+
+def test_what_the_caller_has_set_in_keras_is_kept(clinic_data, tmp_path):
+    keras.config.disable_interactive_logging()
+    keras.config.set_dtype_policy("mixed_bfloat16")
+    try:
+        short = dataclasses.replace(SMALL_TRAINING, epochs=1)
+        training.train(clinic_data, SMALL_MODEL, short, tmp_path)
+        model = training.load_model(tmp_path)
+
+        assert not keras.config.is_interactive_logging_enabled()
+        assert keras.config.dtype_policy().name == "mixed_bfloat16"
+        # The network's own is that of the settings.
+        assert model.get_layer("heads").dtype_policy.name == "float32"
+    finally:
+        keras.config.set_dtype_policy("float32")
+        keras.config.enable_interactive_logging()
