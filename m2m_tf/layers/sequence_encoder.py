@@ -194,23 +194,28 @@ class SequenceEncoder(keras.layers.Layer):
         `lookback` ones.
         """
         attention = self.self_attention
-        key_kernel, value_kernel = (
+        query_kernel, key_kernel, value_kernel, output_kernel = (
             ops.cast(layer.kernel, self.compute_dtype)
-            for layer in (attention.key_dense, attention.value_dense)
+            for layer in (
+                attention.query_dense,
+                attention.key_dense,
+                attention.value_dense,
+                attention.output_dense,
+            )
         )
-        last = ops.expand_dims(self._pool(days, sequence_mask), 1)
-        query = ops.squeeze(attention.query_dense(last), 1)
-        # b: batch, h: head, w: width of a day, k: width of a head
+        last = self._pool(days, sequence_mask)
+        # b: batch, d: day, h: head, w: width of a day, k: width of a head
+        query = ops.einsum("bw,whk->bhk", last, query_kernel)
         query = ops.einsum("bhk,whk->bhw", query, key_kernel)
-        scores = ops.matmul(query, ops.transpose(days, (0, 2, 1)))
+        scores = ops.einsum("bhw,bdw->bhd", query, days)
         scores = ops.cast(scores, "float32") / key_kernel.shape[-1] ** 0.5
         mask = ops.expand_dims(sequence_mask, 1)
         scores = ops.softmax(ops.where(mask, scores, _MASKED_SCORE), axis=-1)
         pooled = ops.matmul(ops.cast(scores, days.dtype), days)
         heads = ops.einsum("bhw,whk->bhk", pooled, value_kernel)
-        output = attention.output_dense(ops.expand_dims(heads, 1))
+        output = ops.einsum("bhk,hkw->bw", heads, output_kernel)
         real = ops.any(sequence_mask, axis=1, keepdims=True)
-        return ops.squeeze(output, 1) * ops.cast(real, output.dtype)
+        return output * ops.cast(real, output.dtype)
 
     def _embed(self, inputs):
         embedded = self.column_embedding(inputs)
