@@ -16,7 +16,7 @@ notebooks: $(INSTALLED)
 	$(BIN)/jupytext --to ipynb notebooks/*.py
 
 test: $(INSTALLED) lint
-	$(BIN)/python -m pytest -q
+	$(BIN)/python -m pytest -q --numprocesses 2 --dist worksteal
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

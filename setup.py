@@ -62,6 +62,7 @@ setuptools.setup(
         ],
         "test": [
             "pytest>=8.3,<10",
+            "pytest-xdist>=3.8,<4",
             "hypothesis>=6.100,<7",
             "kubernetes-validate>=1.30,<2",
             "check-jsonschema>=0.30,<1",
