@@ -125,8 +125,6 @@ def make_call(num_scenarios):
     function = tf.function(signature.function)
     inputs = {
         name: tf.zeros([ENTITIES, *tensor.shape[1:]], tensor.dtype)
-        if tensor.dtype != tf.string
-        else tf.fill([ENTITIES, *tensor.shape[1:]], "")
         for name, tensor in signature.inputs.items()
     }
     return lambda: {k: v.numpy() for k, v in function(inputs).items()}

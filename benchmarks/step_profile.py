@@ -1,4 +1,4 @@
-"""Where a training step of M2M spends its time, at the paper's sizes.
+r"""Where a training step of M2M spends its time, at the paper's sizes.
 
     pip install '.[profile]'
     python benchmarks/step_profile.py --plot docs/results/step_profile.png \
@@ -16,10 +16,17 @@ import pathlib
 import re
 import tempfile
 
+import numpy as np
 import train_step
+from matplotlib.figure import Figure
+
+from m2m_tf import __version__, files
+from m2m_tf.plots import COLOURS
 
 STEPS = 5
-FORWARD, BACKWARD, OTHER = "forward", "backward", "update"
+PHASES = FORWARD, BACKWARD, UPDATE = "forward", "backward", "update"
+# Share of a step below which a part is left out.
+SHOWN = 0.005
 OPTIMIZER = "Adam"
 PENALTIES = "penalties α‖W‖², sums of gradients"
 
@@ -32,22 +39,25 @@ def main():
     with tempfile.TemporaryDirectory() as folder:
         profile_steps(folder)
         operations = list(read_profile(folder))
-    by_part, by_kind = collections.defaultdict(dict), collections.Counter()
+    total = sum(seconds for _, _, seconds in operations)
+    by_part = collections.defaultdict(collections.Counter)
+    by_kind = collections.Counter()
     for name, kind, seconds in operations:
         part, phase = part_of(name)
-        times = by_part[part]
-        times[phase] = times.get(phase, 0.0) + seconds
-        by_kind[kind] += seconds
-    by_part = dict(
-        sorted(by_part.items(), key=lambda item: -sum(item[1].values()))
-    )
-    text = report(by_part, by_kind, options)
+        by_part[part][phase] += seconds / total
+        by_kind[kind] += seconds / total
+    parts = {
+        part.replace("_", " "): shares
+        for part, shares in sorted(
+            by_part.items(), key=lambda item: -item[1].total()
+        )
+        if shares.total() >= SHOWN
+    }
+    text = report(total, parts, by_kind, options)
     print(text)
     if options.plot:
-        draw(by_part, options.plot)
+        draw(parts, options.plot)
     if options.output:
-        from m2m_tf import files
-
         files.write_text(options.output, text)
 
 
@@ -92,13 +102,10 @@ def part_of(operation):
     ]
     if parts[0] == "m2m" and len(parts) > 1:
         return parts[1], phase
-    return (OPTIMIZER if parts[0] == "adam" else PENALTIES), OTHER
+    return (OPTIMIZER if parts[0] == "adam" else PENALTIES), UPDATE
 
 
-def report(by_part, by_kind, options):
-    from m2m_tf import __version__
-
-    total = sum(by_kind.values())
+def report(total, parts, by_kind, options):
     lines = [
         "# Where a training step spends its time",
         "",
@@ -110,28 +117,25 @@ def report(by_part, by_kind, options):
     ]
     if options.plot:
         lines += [f"![Time by part]({options.plot.name})", ""]
-    lines += ["| part | forward | backward | update |", "|---|---:|---:|---:|"]
-    for part, times in by_part.items():
-        if sum(times.values()) < 0.005 * total:
-            continue
-        shares = (
-            f"{times[phase] / total:.1%}" if phase in times else ""
-            for phase in (FORWARD, BACKWARD, OTHER)
+    lines += [f"| part | {' | '.join(PHASES)} |", "|---|---:|---:|---:|"]
+    for part, shares in parts.items():
+        cells = (
+            f"{shares[phase]:.1%}" if phase in shares else ""
+            for phase in PHASES
         )
-        lines.append(
-            f"| {part.replace('_', ' ')} | " + " | ".join(shares) + " |"
-        )
+        lines.append(f"| {part} | {' | '.join(cells)} |")
     lines += ["", "| kind of operation | share |", "|---|---:|"]
-    for kind, seconds in by_kind.most_common(12):
-        lines.append(f"| {kind} | {seconds / total:.1%} |")
+    lines += [
+        f"| {kind} | {share:.1%} |" for kind, share in by_kind.most_common(12)
+    ]
     products = sum(
-        seconds
-        for kind, seconds in by_kind.items()
+        share
+        for kind, share in by_kind.items()
         if "MatMul" in kind or "Einsum" in kind
     )
     lines += [
         "",
-        f"Matrix products are {products / total:.0%} of it. The rest moves "
+        f"Matrix products are {products:.0%} of it. The rest moves "
         "memory: kernels and generators are far larger than the processor's "
         "caches, and Adam, penalties and sums each read or write all of the "
         "generators' weights.",
@@ -139,28 +143,20 @@ def report(by_part, by_kind, options):
     return "\n".join(lines) + "\n"
 
 
-def draw(by_part, path):
-    from matplotlib.figure import Figure
-
-    total = sum(sum(times.values()) for times in by_part.values())
-    shown = {
-        part: times
-        for part, times in by_part.items()
-        if sum(times.values()) >= 0.005 * total
-    }
-    figure = Figure(figsize=(8, 0.4 * len(shown) + 1.2), layout="constrained")
+def draw(parts, path):
+    figure = Figure(figsize=(8, 0.4 * len(parts) + 1.2), layout="constrained")
     axes = figure.subplots()
-    left = [0.0] * len(shown)
-    names = [part.replace("_", " ") for part in shown]
-    for phase in (FORWARD, BACKWARD, OTHER):
-        widths = [100 * t.get(phase, 0.0) / total for t in shown.values()]
-        axes.barh(names, widths, left=left, label=phase)
-        left = [a + b for a, b in zip(left, widths, strict=True)]
+    left = np.zeros(len(parts))
+    for phase, colour in zip(PHASES, COLOURS):
+        widths = [100 * shares[phase] for shares in parts.values()]
+        axes.barh(list(parts), widths, left=left, color=colour, label=phase)
+        left += widths
     axes.invert_yaxis()
     axes.set_xlabel("% of the time of a training step")
-    axes.legend()
+    axes.legend(frameon=False)
     axes.spines[["top", "right"]].set_visible(False)
-    figure.savefig(path, dpi=120)
+    with files.replacing(path) as temporary:
+        figure.savefig(temporary, format="png", dpi=120)
 
 
 if __name__ == "__main__":
