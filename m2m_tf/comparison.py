@@ -35,6 +35,12 @@ def entity_groups(entity: Sequence[str]) -> np.ndarray:
     """Group of each entity id, int `[N]` in `[0, NUM_GROUPS)`.
 
     A hash of the id: the same entity is in the same group in every run.
+
+    Example:
+
+    >>> groups = entity_groups(["clinic_1", "clinic_2", "clinic_1"])
+    >>> bool(groups[0] == groups[2])
+    True
     """
     ids, index = np.unique(np.asarray(entity), return_inverse=True)
     groups = np.array([zlib.crc32(str(i).encode()) % NUM_GROUPS for i in ids])
@@ -42,7 +48,15 @@ def entity_groups(entity: Sequence[str]) -> np.ndarray:
 
 
 def label_sums(y_true, scenario, groups, num_scenarios: int) -> dict:
-    """Sums of labels and counts, `{name: [T, S, NUM_GROUPS]}`."""
+    """Sums of labels and counts, `{name: [T, S, NUM_GROUPS]}`.
+
+    Example:
+
+    >>> groups = entity_groups(["a", "b"])
+    >>> labels = label_sums([[1.0], [3.0]], [0, 0], groups, num_scenarios=1)
+    >>> labels["label"].shape, float(labels["label"].sum())
+    ((1, 1, 32), 4.0)
+    """
     y_true = np.asarray(y_true, "float64")
     terms = {"label": y_true, "count": np.ones_like(y_true)}
     return _sums(terms, scenario, groups, num_scenarios)
@@ -62,6 +76,14 @@ def forecast_sums(
         scenario: Index of each row's scenario `[N]`.
         groups: From `entity_groups`, `[N]`.
         num_scenarios: S.
+
+    Example:
+
+    >>> y_true, mean, median = [[1.0], [3.0]], [[2.0], [3.0]], [[1.0], [2.0]]
+    >>> groups = entity_groups(["a", "b"])
+    >>> sums = forecast_sums(y_true, mean, median, [0, 0], groups, 1)
+    >>> float(sums["mean_error"].sum()), float(sums["median_error"].sum())
+    (1.0, 1.0)
     """
     y_true = np.asarray(y_true, "float64")
     terms = {}
@@ -77,7 +99,17 @@ def forecast_sums(
 
 
 def cell_values(sums: Mapping, labels: Mapping, metric: str) -> np.ndarray:
-    """A metric's value in each cell, `[..., T, S]`; NaN where undefined."""
+    """A metric's value in each cell, `[..., T, S]`; NaN where undefined.
+
+    Example:
+
+    >>> y_true, forecast = [[1.0], [3.0]], [[2.0], [3.0]]
+    >>> scenario, groups = [0, 1], entity_groups(["a", "b"])
+    >>> labels = label_sums(y_true, scenario, groups, 2)
+    >>> sums = forecast_sums(y_true, forecast, forecast, scenario, groups, 2)
+    >>> cell_values(sums, labels, "nmae")
+    array([[1., 0.]])
+    """
     above, below = METRICS[metric]
     return _ratio(
         np.asarray(sums[above]).sum(-1), np.asarray(labels[below]).sum(-1)
@@ -90,6 +122,14 @@ def overall(values: np.ndarray, scenarios: Sequence[int] | None = None):
     Args:
         values: `[..., T, S]`.
         scenarios: Indices of the scenarios that count; None: all.
+
+    Example:
+
+    >>> values = np.array([[0.2, 0.4], [0.6, np.nan]])
+    >>> round(float(overall(values)), 3)
+    0.4
+    >>> round(float(overall(values, scenarios=[0])), 3)
+    0.4
     """
     if scenarios is not None:
         values = values[..., list(scenarios)]
@@ -120,6 +160,18 @@ def difference(
 
     Returns:
         Tuple (difference, lower bound, upper bound).
+
+    Example:
+
+    >>> y_true, scenario = np.full((64, 1), 4.0), np.zeros(64, int)
+    >>> groups = entity_groups([f"clinic_{i}" for i in range(64)])
+    >>> labels = label_sums(y_true, scenario, groups, 1)
+    >>> ours, theirs = (
+    ...     [forecast_sums(y_true, y_true + off, y_true, scenario, groups, 1)]
+    ...     for off in (1.0, 2.0)
+    ... )
+    >>> difference(ours, theirs, labels, "nmae")
+    (-0.25, -0.25, -0.25)
     """
     rng = np.random.default_rng(0)
     weights = rng.multinomial(
@@ -156,7 +208,13 @@ def _drawn(runs, labels, metric, weights, rng, scenarios, cell):
 
 
 def to_lists(sums: Mapping[str, np.ndarray]) -> dict:
-    """Plain values of sums, rounded to six digits, for JSON."""
+    """Plain values of sums, rounded to six digits, for JSON.
+
+    Example:
+
+    >>> to_lists({"label": np.array([1.0, 2.0000001])})
+    {'label': [1, 2]}
+    """
     return {name: _rounded(np.asarray(values)) for name, values in sums.items()}
 
 

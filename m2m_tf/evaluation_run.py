@@ -41,6 +41,12 @@ class SplitForecasts:
             of the label, `below` = P(Y < y) and `up_to` = P(Y ≤ y).
         attention: Mean expert attention `[T, S, k]`, NaN without samples; None
             for a model that has none.
+
+    Example:
+
+    >>> test = forecast_split(data, model)
+    >>> test.y_true.shape == test.intervals["lower"].shape
+    True
     """
 
     entity: np.ndarray
@@ -70,6 +76,12 @@ def forecast_split(
     The model's forecasts are called `<model.name>` (means) and
     `<model.name>_median`: of the model's own distribution with the hurdle
     likelihood, else of a Poisson distribution with the forecast mean.
+
+    Example:
+
+    >>> forecasts = forecast_split(data, model, "validation").forecasts
+    >>> list(forecasts)[:2]
+    ['m2m', 'm2m_median']
     """
     spec = data.spec
     num_scenarios = len(data.preprocessor.scenario_names)
@@ -134,6 +146,11 @@ def lightgbm_forecasts(
 
     Returns:
         Dict of `[N, T]`, see `baselines.lightgbm.forecast`.
+
+    Example:
+
+    >>> list(lightgbm_forecasts(data, trees={"num_leaves": 7}))
+    ['lightgbm', 'lightgbm_median']
     """
     from m2m_tf.baselines import lightgbm
 
@@ -209,6 +226,20 @@ def evaluate_run(
         What metrics.json holds: `overall` and `cells` of the model's mean
         forecast, `forecasts` with the same of every forecast, and
         `interval` with the coverage of the 80 % interval, if there is one.
+
+    Example:
+
+    >>> metrics = evaluate_run(
+    ...     data,
+    ...     model,
+    ...     history=[{"epoch": 1, "loss": 2.0, "val_loss": 3.0}],
+    ...     folder="runs/new",
+    ...     config={"model": {}, "training": {}},
+    ...     data_fingerprint={},
+    ... )
+    forecast ...
+    >>> sorted(metrics["overall"])
+    ['nmae', 'poisson_deviance', 'smape']
     """
     folder = pathlib.Path(folder)
     scenario_names = data.preprocessor.scenario_names

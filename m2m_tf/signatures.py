@@ -29,6 +29,12 @@ class Signature:
     Args:
         function: From its inputs to a dict of tensors.
         inputs: Name → `tf.TensorSpec`, or a single spec.
+
+    Example:
+
+    >>> signatures = make_signatures(model, data.preprocessor)
+    >>> signatures["serving_default"].inputs.name
+    'examples'
     """
 
     function: Callable
@@ -52,6 +58,11 @@ def make_signatures(
     The first three give `{task: mean forecast, float32 [batch, 1]}` (`[batch,
     scenarios]` the third, and `scenario`, their names) and, from a model with
     the hurdle likelihood, `<task>_median`, `<task>_lower` and `<task>_upper`.
+
+    Example:
+
+    >>> list(make_signatures(model, data.preprocessor))[:3]
+    ['serving_default', 'predict', 'predict_all_scenarios']
     """
     spec = preprocessor.spec
     raw_inputs = _tensor_specs(schema.raw_features(spec))
@@ -105,7 +116,13 @@ def make_signatures(
 
 
 def output_name(task_name: str, part: str) -> str:
-    """Name of a signature's output; a task's mean bears the task's name."""
+    """Name of a signature's output; a task's mean bears the task's name.
+
+    Example:
+
+    >>> output_name("clicks", "mean"), output_name("clicks", "upper")
+    ('clicks', 'clicks_upper')
+    """
     return task_name if part == "mean" else f"{task_name}_{part}"
 
 
@@ -115,6 +132,11 @@ def default_values(spec: DatasetSpec) -> dict[str, np.ndarray]:
     A whole lookback has been observed, nothing is known of the future,
     and attributes are unknown: `""` and NaN, both of which the model takes
     for a value that it has not seen in training.
+
+    Example:
+
+    >>> default_values(data.spec)["days_observed"]
+    array(28)
     """
     defaults = {}
     for name, tensor in schema.raw_features(spec).items():
@@ -125,7 +147,13 @@ def default_values(spec: DatasetSpec) -> dict[str, np.ndarray]:
 
 
 def default_value(name: str, shape, dtype: str, lookback: int):
-    """What stands for one raw feature, see `default_values`; None: nothing."""
+    """What stands for one raw feature, see `default_values`; None: nothing.
+
+    Example:
+
+    >>> default_value("scenario_channel", (), "string", lookback=28)
+    array(b'', dtype='|S1')
+    """
     if name == schema.DAYS_OBSERVED:
         return np.array(lookback, "int64")
     if name == schema.KNOWN_FUTURE:
@@ -136,7 +164,13 @@ def default_value(name: str, shape, dtype: str, lookback: int):
 
 
 def serialize_example(row: dict[str, np.ndarray]) -> bytes:
-    """Raw features of one sample as a serialized `tf.Example`."""
+    """Raw features of one sample as a serialized `tf.Example`.
+
+    Example:
+
+    >>> type(serialize_example({"scenario": np.array(b"video")}))
+    <class 'bytes'>
+    """
     features = {name: _feature(values) for name, values in row.items()}
     return tf.train.Example(
         features=tf.train.Features(feature=features)
@@ -153,6 +187,12 @@ def all_scenarios_features(
     scenario in which the entity was not active has zeros.
     Totals over scenarios and the scenarios' attributes are the model's own
     affair.
+
+    Example:
+
+    >>> inputs = all_scenarios_features(data.preprocessor)
+    >>> inputs["behavior_sequence"]
+    Tensor(shape=(3, 28, 2), dtype='float32')
     """
     spec = preprocessor.spec
     num_scenarios = len(preprocessor.known_scenarios)

@@ -29,6 +29,14 @@ def raw_batches(
         spec: The dataset spec.
         cutoffs: Day numbers to cut at.
         batch_size: Samples of a batch; only active ones are given.
+
+    Example:
+
+    >>> batches = raw_batches(
+    ...     data.records, data.spec, data.splits.test, batch_size=16
+    ... )
+    >>> next(iter(batches))["labels"].shape
+    TensorShape([16, 3])
     """
     blocks = _blocks(records, spec, cutoffs, _BLOCK).prefetch(1)
     return _cut(blocks, spec, batch_size).rebatch(batch_size).prefetch(2)
@@ -62,6 +70,20 @@ def training_batches(
         epoch: Variable with the epoch's number, read whenever the dataset is
             iterated anew (needs a global random seed other than 0, see
             `training.train`). None counts the iterations of this dataset.
+
+    Example:
+
+    >>> batches = training_batches(
+    ...     data.records,
+    ...     data.spec,
+    ...     data.preprocessor,
+    ...     data.splits.train,
+    ...     batch_size=16,
+    ...     shuffle_entities=1000,
+    ... )
+    >>> inputs, labels = next(iter(batches))
+    >>> labels["visits"].shape
+    TensorShape([16, 1])
     """
 
     def shuffled(order, reshuffle=False):
@@ -94,13 +116,29 @@ def evaluation_batches(
     cutoffs,
     batch_size: int,
 ) -> tf.data.Dataset:
-    """Batches `(model inputs, {task: labels})` of every sample, in order."""
+    """Batches `(model inputs, {task: labels})` of every sample, in order.
+
+    Example:
+
+    >>> batches = evaluation_batches(
+    ...     data.records, data.spec, data.preprocessor, data.splits.test, 16
+    ... )
+    >>> inputs, labels = next(iter(batches))
+    >>> inputs["log_history"].shape
+    TensorShape([16, 3, 2])
+    """
     batches = raw_batches(records, spec, cutoffs, batch_size)
     return _to_inputs(batches, spec, preprocessor)
 
 
 def count_samples(records: tf.data.Dataset, spec: DatasetSpec, cutoffs) -> int:
-    """Number of samples that `cutoffs` give."""
+    """Number of samples that `cutoffs` give.
+
+    Example:
+
+    >>> count_samples(data.records, data.spec, data.splits.test)
+    27
+    """
     blocks = _blocks(records, spec, cutoffs, _BLOCK)
     return int(
         blocks.reduce(
@@ -111,7 +149,13 @@ def count_samples(records: tf.data.Dataset, spec: DatasetSpec, cutoffs) -> int:
 
 
 def split_labels(spec: DatasetSpec, labels) -> dict:
-    """Label matrix `[B, tasks]` → {task name: `[B, 1]`}."""
+    """Label matrix `[B, tasks]` → {task name: `[B, 1]`}.
+
+    Example:
+
+    >>> split_labels(data.spec, tf.zeros([16, 3]))["fees"].shape
+    TensorShape([16, 1])
+    """
     return {
         name: labels[:, index : index + 1]
         for index, name in enumerate(spec.task_names)

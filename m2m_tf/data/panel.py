@@ -23,7 +23,13 @@ _CHUNK_ROWS = 2_000_000
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
-    """One thing wrong with a table."""
+    """One thing wrong with a table.
+
+    Example:
+
+    >>> print(Problem("panel.csv", "clicks", 2, "is negative", "-1.0"))
+    panel.csv, column clicks: is negative (2 rows; example: -1.0)
+    """
 
     file: str
     column: str
@@ -57,7 +63,13 @@ class DataValidationError(ValueError):
 
 @dataclasses.dataclass(frozen=True)
 class Summary:
-    """What a valid dataset holds, for people."""
+    """What a valid dataset holds, for people.
+
+    Example:
+
+    >>> validate_tables(DatasetSpec.load("spec.yaml")).entities
+    12
+    """
 
     entities: int
     scenarios: int
@@ -82,6 +94,11 @@ def scan_table(path: pathlib.Path) -> pl.LazyFrame:
     Raises:
         FileNotFoundError: If there is no such file.
         ValueError: If the file's ending is neither .parquet nor .csv.
+
+    Example:
+
+    >>> scan_table(pathlib.Path("profile.csv")).collect_schema().names()
+    ['clinic', 'town', 'beds']
     """
     if not path.exists():
         raise FileNotFoundError(
@@ -99,7 +116,14 @@ def scan_table(path: pathlib.Path) -> pl.LazyFrame:
 
 
 def read_panel(spec: DatasetSpec) -> pl.LazyFrame:
-    """The panel with keys as strings, `date` as Date, values as Float32."""
+    """The panel with keys as strings, `date` as Date, values as Float32.
+
+    Example:
+
+    >>> panel = read_panel(DatasetSpec.load("spec.yaml"))
+    >>> panel.collect_schema()["visits"]
+    Float32
+    """
     frame = scan_table(spec.panel)
     dtypes = frame.collect_schema()
     return frame.select(
@@ -114,17 +138,36 @@ def read_panel(spec: DatasetSpec) -> pl.LazyFrame:
 
 
 def last_day(spec: DatasetSpec) -> datetime.date | None:
-    """The newest day that the panel has a row for; None without rows."""
+    """The newest day that the panel has a row for; None without rows.
+
+    Example:
+
+    >>> last_day(DatasetSpec.load("spec.yaml"))
+    datetime.date(2025, 6, 28)
+    """
     return read_panel(spec).select(pl.col(spec.date).max()).collect().item()
 
 
 def read_profile(spec: DatasetSpec) -> pl.DataFrame:
-    """The profile: entity id, categorical (String), numeric (Float32)."""
+    """The profile: entity id, categorical (String), numeric (Float32).
+
+    Example:
+
+    >>> read_profile(DatasetSpec.load("spec.yaml")).columns
+    ['clinic', 'town', 'beds']
+    """
     return _read_attributes(spec.profile, spec.entity, spec.profile_columns)
 
 
 def read_scenarios(spec: DatasetSpec) -> pl.DataFrame:
-    """The scenario table: id, categorical (String), numeric (Float32)."""
+    """The scenario table: id, categorical (String), numeric (Float32).
+
+    Example:
+
+    >>> table = read_scenarios(DatasetSpec.load("spec.yaml"))
+    >>> table["visit_kind"].to_list()
+    ['booked', 'video', 'walk_in']
+    """
     return _read_attributes(
         spec.scenarios, spec.scenario, spec.scenario_columns
     )
@@ -140,6 +183,11 @@ def validate_tables(spec: DatasetSpec) -> Summary:
         DataValidationError: With every problem found.
         FileNotFoundError, ValueError: If a file cannot be opened at all.
         SplitError: If the dates leave a split empty.
+
+    Example:
+
+    >>> print(validate_tables(DatasetSpec.load("spec.yaml")))
+    12 entities, 3 scenarios, ... pairs, ...
     """
     splits = windows.make_splits(spec)
     problems, complete = _table_problems(spec)
@@ -165,6 +213,10 @@ def validate_for_scoring(spec: DatasetSpec) -> None:
 
     Raises:
         DataValidationError: With every problem found.
+
+    Example:
+
+    >>> validate_for_scoring(DatasetSpec.load("spec.yaml"))
     """
     problems, _ = _table_problems(spec, only_days=True)
     if problems:
@@ -208,6 +260,13 @@ def iter_records(
     Args:
         spec: The dataset spec.
         chunk_rows: Panel rows held at a time, about.
+
+    Example:
+
+    >>> record = next(iter_records(DatasetSpec.load("spec.yaml")))
+    >>> scenarios, days, columns = record["values"].shape
+    >>> days, columns
+    (120, 6)
     """
     scenarios = _scenario_table(spec)
     num_chunks = count_chunks(spec, chunk_rows)
@@ -231,6 +290,14 @@ class Grids:
     Attributes:
         num_chunks: Number of chunks of the entities.
         num_pairs: Number of (entity, scenario) in all chunks.
+
+    Example:
+
+    >>> grids = Grids(DatasetSpec.load("spec.yaml"))
+    >>> grids.num_pairs
+    36
+    >>> next(grids.read(chunk=0, pairs=9))["values"].shape
+    (3, 3, 120, 6)
     """
 
     def __init__(self, spec: DatasetSpec, chunk_rows: int = _CHUNK_ROWS):
@@ -310,7 +377,13 @@ class Grids:
 
 
 def count_chunks(spec: DatasetSpec, chunk_rows: int = _CHUNK_ROWS) -> int:
-    """Number of chunks of entities of about `chunk_rows` panel rows each."""
+    """Number of chunks of entities of about `chunk_rows` panel rows each.
+
+    Example:
+
+    >>> count_chunks(DatasetSpec.load("spec.yaml"), chunk_rows=1000)
+    3
+    """
     num_rows = _rows_of_days(spec).select(pl.len()).collect().item()
     return max(1, math.ceil(num_rows / chunk_rows))
 

@@ -38,7 +38,13 @@ OUT_OF_VOCABULARY = 0
 
 @dataclasses.dataclass(frozen=True)
 class Tensor:
-    """Shape without the batch axis, and dtype (a NumPy name or `"string"`)."""
+    """Shape without the batch axis, and dtype (a NumPy name or `"string"`).
+
+    Example:
+
+    >>> raw_features(data.spec)["known_future"]
+    Tensor(shape=(7, 1), dtype='float32')
+    """
 
     shape: tuple[int, ...]
     dtype: str
@@ -59,6 +65,12 @@ class ModelInputSpec:
         known_future_sizes: Ids of each known-future column; may be empty.
         num_dense_features: Width of the dense features.
         num_history_levels: Levels of each task in `log_history`.
+
+    Example:
+
+    >>> sizes = data.preprocessor.model_inputs
+    >>> sizes.tensors()["log_history"]
+    Tensor(shape=(3, 2), dtype='float32')
     """
 
     lookback: int
@@ -99,17 +111,35 @@ class ModelInputSpec:
 
 
 def behavior_names(spec: DatasetSpec) -> tuple[str, ...]:
-    """Columns of `behavior_sequence`, totals over scenarios last."""
+    """Columns of `behavior_sequence`, totals over scenarios last.
+
+    Example:
+
+    >>> behavior_names(data.spec)
+    ('staff', 'open_hours', 'total_staff', 'total_open_hours')
+    """
     return _with_totals(spec, spec.behavior)
 
 
 def performance_names(spec: DatasetSpec) -> tuple[str, ...]:
-    """Columns of `performance_sequence`, totals over scenarios last."""
+    """Columns of `performance_sequence`, totals over scenarios last.
+
+    Example:
+
+    >>> performance_names(data.spec)[:3]
+    ('visits', 'fees', 'open_days')
+    """
     return _with_totals(spec, spec.performance)
 
 
 def own_columns(spec: DatasetSpec) -> dict[str, tuple[str, ...]]:
-    """Sequence → its columns of one scenario alone, totals left out."""
+    """Sequence → its columns of one scenario alone, totals left out.
+
+    Example:
+
+    >>> own_columns(data.spec)["behavior_sequence"]
+    ('staff', 'open_hours')
+    """
     columns = {
         BEHAVIOR_SEQUENCE: spec.behavior,
         PERFORMANCE_SEQUENCE: spec.performance,
@@ -120,7 +150,13 @@ def own_columns(spec: DatasetSpec) -> dict[str, tuple[str, ...]]:
 
 
 def attribute_tensors(columns, prefix: str) -> dict[str, Tensor]:
-    """Name → scalar tensor of each attribute column."""
+    """Name → scalar tensor of each attribute column.
+
+    Example:
+
+    >>> attribute_tensors(data.spec.profile_columns, "profile_")["profile_town"]
+    Tensor(shape=(), dtype='string')
+    """
     return {
         prefix + name: Tensor(
             (), "string" if name in columns.categorical else "float32"
@@ -135,6 +171,11 @@ def raw_features(spec: DatasetSpec) -> dict[str, Tensor]:
     `cutoff` is in days since 1970-01-01; `days_observed` says how many of the
     sequences' last days are real (the first ones of a short history are
     padding).
+
+    Example:
+
+    >>> raw_features(data.spec)["days_observed"]
+    Tensor(shape=(), dtype='int64')
     """
     tensors = {
         SCENARIO: Tensor((), "string"),
@@ -159,7 +200,13 @@ def raw_features(spec: DatasetSpec) -> dict[str, Tensor]:
 
 
 def record_tensors(spec: DatasetSpec) -> dict[str, Tensor]:
-    """Name → shape and dtype of a record; None is its number of scenarios."""
+    """Name → shape and dtype of a record; None is its number of scenarios.
+
+    Example:
+
+    >>> record_tensors(data.spec)["values"]
+    Tensor(shape=(None, 120, 6), dtype='float32')
+    """
     scenario_tensors = attribute_tensors(spec.scenario_columns, SCENARIO_PREFIX)
     return {
         ENTITY: Tensor((), "string"),

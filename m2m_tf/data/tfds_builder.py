@@ -95,7 +95,15 @@ class PanelSeries(tfds.core.GeneratorBasedBuilder):
 def prepare_records(
     spec: DatasetSpec, data_dir: str | os.PathLike, entities: int | None = None
 ) -> PanelSeries:
-    """Writes the records unless they are there, and returns the builder."""
+    """Writes the records unless they are there, and returns the builder.
+
+    Example:
+
+    >>> spec = DatasetSpec.load("spec.yaml")
+    >>> builder = prepare_records(spec, "records", entities=12)
+    >>> builder.info.splits["series"].num_examples
+    12
+    """
     builder = PanelSeries(spec=spec, data_dir=data_dir, entities=entities)
     with _quiet():
         builder.download_and_prepare(
@@ -105,7 +113,14 @@ def prepare_records(
 
 
 def read_records(builder: PanelSeries):
-    """The records as a `tf.data.Dataset`, in a fixed order."""
+    """The records as a `tf.data.Dataset`, in a fixed order.
+
+    Example:
+
+    >>> builder = prepare_records(DatasetSpec.load("spec.yaml"), "records")
+    >>> read_records(builder).element_spec["values"].shape
+    TensorShape([None, 120, 6])
+    """
     with _quiet():
         return builder.as_dataset(
             split=SPLIT,

@@ -34,6 +34,11 @@ class Splits:
 
     At least `horizon` days lie between the label periods of two splits
     (section 5.1.1: "no less than one week").
+
+    Example:
+
+    >>> data.splits.test
+    (112,)
     """
 
     train: tuple[int, ...]
@@ -42,12 +47,24 @@ class Splits:
 
 
 def day_number(spec: DatasetSpec, date: datetime.date) -> int:
-    """Days from the dataset's first day to `date`."""
+    """Days from the dataset's first day to `date`.
+
+    Example:
+
+    >>> day_number(data.spec, datetime.date(2025, 3, 8))
+    7
+    """
     return (date - spec.start).days
 
 
 def date_of(spec: DatasetSpec, day: int) -> datetime.date:
-    """The calendar day of a day number."""
+    """The calendar day of a day number.
+
+    Example:
+
+    >>> date_of(data.spec, 7)
+    datetime.date(2025, 3, 8)
+    """
     return spec.start + datetime.timedelta(days=int(day))
 
 
@@ -55,6 +72,11 @@ def all_cutoffs(spec: DatasetSpec) -> tuple[int, ...]:
     """Every `stride`-th day, counted back from the last one with full labels.
 
     The first has a full lookback.
+
+    Example:
+
+    >>> all_cutoffs(data.spec)
+    (28, 35, ...)
     """
     last = spec.num_days - 1 - spec.horizon
     first = spec.lookback - 1
@@ -67,6 +89,11 @@ def make_splits(spec: DatasetSpec) -> Splits:
     Raises:
         SplitError: If a split would be empty; says how many days there are
             and how many are needed.
+
+    Example:
+
+    >>> make_splits(data.spec).validation
+    (98,)
     """
     cutoffs = all_cutoffs(spec)
     if not cutoffs:
@@ -93,7 +120,13 @@ def make_splits(spec: DatasetSpec) -> Splits:
 
 
 def last_fit_day(spec: DatasetSpec) -> int:
-    """The last training label day: nothing fitted may see a later one."""
+    """The last training label day: nothing fitted may see a later one.
+
+    Example:
+
+    >>> last_fit_day(data.spec) == data.splits.train[-1] + data.spec.horizon
+    True
+    """
     return make_splits(spec).train[-1] + spec.horizon
 
 
@@ -111,6 +144,13 @@ def stack_series(spec: DatasetSpec, records: dict) -> dict:
         what belongs to an entity `[R, …]`, `_OWNER` `[N]`, the entity of each
         series, and `_TOTALS` `[R, days, columns]`, sums over an entity's
         scenarios, if the spec wants them.
+
+    Example:
+
+    >>> records = next(iter(data.records.ragged_batch(4)))
+    >>> series = stack_series(data.spec, records)
+    >>> series["values"].shape[1:]
+    TensorShape([120, 6])
     """
     values = records[schema.VALUES]
     series = {
@@ -133,6 +173,14 @@ def active_samples(spec: DatasetSpec, series: dict, cutoffs) -> tf.Tensor:
 
     Returns:
         Int32 `[samples, 2]`, series and cutoff, in the order of series.
+
+    Example:
+
+    >>> records = next(iter(data.records.ragged_batch(4)))
+    >>> series = stack_series(data.spec, records)
+    >>> samples = active_samples(data.spec, series, data.splits.test)
+    >>> samples[0].numpy()
+    array([  0, 112], dtype=int32)
     """
     cutoffs = tf.convert_to_tensor(cutoffs, tf.int32)
     values = series[schema.VALUES]
@@ -163,6 +211,14 @@ def cut_windows(spec: DatasetSpec, series: dict, samples) -> dict:
         Dict of tensors with B rows: the raw features (`schema.raw_features`),
         `entity` and `labels` `[B, tasks]`. Labels of a cutoff whose horizon
         passes the last day are meaningless.
+
+    Example:
+
+    >>> records = next(iter(data.records.ragged_batch(4)))
+    >>> series = stack_series(data.spec, records)
+    >>> samples = active_samples(data.spec, series, data.splits.test)
+    >>> cut_windows(data.spec, series, samples[:5])["labels"].shape
+    TensorShape([5, 3])
     """
     index, cutoffs = samples[:, 0], samples[:, 1]
     owner = tf.gather(series[_OWNER], index)
@@ -200,6 +256,13 @@ def cut_latest(spec: DatasetSpec, grid: dict) -> dict:
     Returns:
         Dict of tensors with `G · S` rows, entity-major: the raw features
         (`schema.raw_features`) and `entity`.
+
+    Example:
+
+    >>> from m2m_tf.data.panel import Grids
+    >>> grid = next(Grids(data.spec).read(chunk=0, pairs=9))
+    >>> cut_latest(data.spec, grid)["behavior_sequence"].shape
+    TensorShape([9, 28, 4])
     """
     last = spec.num_days - 1
     past = tf.convert_to_tensor(grid[schema.VALUES])[:, :, -spec.lookback :]
@@ -231,6 +294,12 @@ def scenario_totals(spec: DatasetSpec, values) -> tf.Tensor | None:
 
     Returns:
         Tensor shaped like `values`; None if the spec wants no totals.
+
+    Example:
+
+    >>> values = tf.ones([2, 3, 28, 6])
+    >>> float(scenario_totals(data.spec, values)[0, 0, 0, 0])
+    3.0
     """
     if not spec.cross_scenario_totals:
         return None
@@ -269,7 +338,13 @@ def _split_by_dates(spec, cutoffs):
 
 
 def is_scenario_s(name: str) -> bool:
-    """Whether a raw feature belongs to the scenario, not to the entity."""
+    """Whether a raw feature belongs to the scenario, not to the entity.
+
+    Example:
+
+    >>> is_scenario_s("scenario_channel"), is_scenario_s("profile_town")
+    (True, False)
+    """
     return name == schema.SCENARIO or name.startswith(schema.SCENARIO_PREFIX)
 
 

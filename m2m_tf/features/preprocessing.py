@@ -289,7 +289,14 @@ class Preprocessor(keras.layers.Layer):
 
 
 def dense_features(spec: DatasetSpec, raw: dict):
-    """Unstandardised dense features `[batch, D]` of raw features."""
+    """Unstandardised dense features `[batch, D]` of raw features.
+
+    Example:
+
+    >>> raw = next(iter(data.raw("test", batch_size=16)))
+    >>> dense_features(data.spec, raw).shape[0]
+    16
+    """
     observed = _observed(raw)[:, None]
     lookback_scale = spec.horizon / observed
     parts = []
@@ -375,6 +382,11 @@ def quantile_edges(values: np.ndarray) -> list[float]:
     The edges of few values, such as an attribute of the scenarios, lie
     half-way between them: a new scenario is then taken for the one nearest
     to it, and never falls into a bucket of which nothing has been learned.
+
+    Example:
+
+    >>> quantile_edges(np.array([0.0, 1.0, 2.0, 4.0]))
+    [1.5, 3.0]
     """
     values = values[np.isfinite(values) & (values != 0)]
     if not values.size:

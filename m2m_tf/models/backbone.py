@@ -44,11 +44,11 @@ def feature_parts(
     *,
     context,
     embedding_dim,
-    num_heads,
-    pooling,
-    use_transformer,
-    dropout,
     regularizer,
+    num_heads=2,
+    pooling="flatten",
+    use_transformer=True,
+    dropout=0.0,
     prefix="",
 ) -> list:
     """The parts of F before they are joined, tensors `[batch, ...]`.

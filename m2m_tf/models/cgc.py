@@ -13,6 +13,12 @@ def cgc(
     `num_experts` are the shared ones.
 
     Arguments are those of `ModelSettings`, and `label_means` as in `m2m`.
+
+    Example:
+
+    >>> model = cgc(data.preprocessor.model_inputs, view_dim=16)
+    >>> model.output["visits"].shape
+    (None, 1)
     """
     return multi_task_model(
         "cgc",

@@ -14,6 +14,12 @@ def cross_stitch(
     The backbone is shared, as in all rivals but `single_task`.
 
     Arguments are those of `ModelSettings`, and `label_means` as in `m2m`.
+
+    Example:
+
+    >>> model = cross_stitch(data.preprocessor.model_inputs, view_dim=16)
+    >>> model.output["visits"].shape
+    (None, 1)
     """
 
     def represent(features, regularizer):

@@ -11,6 +11,12 @@ def mmoe(
     """Shared experts, one softmax gate and one tower for each task.
 
     Arguments are those of `ModelSettings`, and `label_means` as in `m2m`.
+
+    Example:
+
+    >>> model = mmoe(data.preprocessor.model_inputs, view_dim=16)
+    >>> model.output["visits"].shape
+    (None, 1)
     """
     return multi_task_model(
         "mmoe",

@@ -19,9 +19,15 @@ def mran(
     width `view_dim` by a dense layer.
 
     Arguments are those of `ModelSettings`, and `label_means` as in `m2m`.
+
+    Example:
+
+    >>> model = mran(data.preprocessor.model_inputs, view_dim=16)
+    >>> model.output["visits"].shape
+    (None, 1)
     """
 
-    def encode(inputs, spec, regularizer, *, embedding_dim, **others):
+    def encode(inputs, spec, regularizer, *, embedding_dim=16, **others):
         attributes = backbone.attribute_vector(
             inputs,
             spec,

@@ -12,12 +12,12 @@ def multi_task_model(
     represent,
     *,
     view_dim,
-    num_tower_layers,
-    history_offset,
-    head_normalization,
-    likelihood,
-    l2,
-    label_means,
+    num_tower_layers=2,
+    history_offset=False,
+    head_normalization=False,
+    likelihood="poisson",
+    l2=1e-6,
+    label_means=None,
     stitched=False,
     encode=None,
     **backbone_options,
@@ -67,7 +67,7 @@ def multi_task_model(
 
 
 def features_with_attributes(
-    inputs, spec, regularizer, prefix="", *, embedding_dim, **options
+    inputs, spec, regularizer, prefix="", *, embedding_dim=16, **options
 ):
     """F with scenario and profile attributes appended, `[batch, D]`."""
     attributes = backbone.attribute_vector(

@@ -13,6 +13,12 @@ def shared_bottom(
     """One network for all tasks, then a tower for each.
 
     Arguments are those of `ModelSettings`, and `label_means` as in `m2m`.
+
+    Example:
+
+    >>> model = shared_bottom(data.preprocessor.model_inputs, view_dim=16)
+    >>> model.output["visits"].shape
+    (None, 1)
     """
 
     def represent(features, regularizer):

@@ -27,6 +27,12 @@ def single_task(
     learn alone.
 
     Arguments are those of `ModelSettings`, and `label_means` as in `m2m`.
+
+    Example:
+
+    >>> model = single_task(data.preprocessor.model_inputs, view_dim=16)
+    >>> model.output["visits"].shape
+    (None, 1)
     """
     inputs = backbone.model_inputs(spec)
     regularizer = backbone.make_regularizer(l2)

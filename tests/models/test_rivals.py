@@ -4,7 +4,8 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from m2m_tf.models import BUILDERS
+from m2m_tf.config import ModelSettings
+from m2m_tf.models import BUILDERS, build_model
 
 from .model_checks import (
     build,
@@ -33,6 +34,22 @@ def test_saves_and_loads_exactly(clinic_data, batch, name, tmp_path):
 @pytest.mark.parametrize("name", RIVALS)
 def test_scenario_changes_the_forecast(clinic_data, batch, name):
     check_scenario_changes_the_forecast(build(clinic_data, name=name), batch)
+
+
+@pytest.mark.parametrize("name", BUILDERS)
+def test_defaults_are_those_of_the_settings(clinic_data, name):
+    spec = clinic_data.preprocessor.model_inputs
+    built = BUILDERS[name](spec), build_model(spec, ModelSettings(name=name))
+    ours, theirs = (
+        # Keras numbers the operations between layers over all models.
+        [
+            layer.get_config()
+            for layer in model.layers
+            if "get_item" not in layer.name
+        ]
+        for model in built
+    )
+    assert ours == theirs
 
 
 def backbone_weights(model):
