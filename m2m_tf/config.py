@@ -360,6 +360,9 @@ TRAINING_PRESETS = {
         epochs=4,
         learning_rate=2e-3,
         schedule="cosine",
+        # One training alone is 1 % worse on Complete Journey's validation
+        # split, and every seed differently.
+        members=3,
         # Compiling takes longer than it saves in so few steps.
         jit_compile=False,
     ),

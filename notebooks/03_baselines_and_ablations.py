@@ -83,7 +83,9 @@ networks = {
     "m2m w/o MA": {"meta_attention": False},
     "m2m w/o TL": {"use_transformer": False},
 }
-training = dataclasses.replace(m2m_tf.TRAINING_PRESETS["small"], epochs=3)
+training = dataclasses.replace(
+    m2m_tf.TRAINING_PRESETS["small"], epochs=3, members=1
+)
 forecasts, medians = {}, {}
 for label, changes in networks.items():
     folder = WORK / label.replace("/", "")

@@ -63,7 +63,9 @@ spec_path = simulator.write_tables(WORK / "tables", advertisers=1000, days=168)
 spec = m2m_tf.DatasetSpec.load(spec_path)
 data = m2m_tf.ForecastData.prepare(spec, WORK / "records")
 settings = dataclasses.replace(m2m_tf.MODEL_PRESETS["small"], dropout=0.0)
-training = dataclasses.replace(m2m_tf.TRAINING_PRESETS["small"], epochs=5)
+training = dataclasses.replace(
+    m2m_tf.TRAINING_PRESETS["small"], epochs=5, members=1
+)
 with contextlib.redirect_stdout(io.StringIO()):  # Keras' bars.
     history = m2m_tf.train(data, settings, training, WORK / "training")
 model = load_model(WORK / "training")

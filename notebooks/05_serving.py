@@ -67,7 +67,9 @@ shutil.rmtree(WORK, ignore_errors=True)
 spec_path = simulator.write_tables(WORK / "tables", advertisers=400, days=140)
 spec = m2m_tf.DatasetSpec.load(spec_path)
 data = m2m_tf.ForecastData.prepare(spec, WORK / "records")
-training = dataclasses.replace(m2m_tf.TRAINING_PRESETS["small"], epochs=2)
+training = dataclasses.replace(
+    m2m_tf.TRAINING_PRESETS["small"], epochs=2, members=1
+)
 with contextlib.redirect_stdout(io.StringIO()):  # Keras' bars.
     m2m_tf.train(
         data, m2m_tf.MODEL_PRESETS["small"], training, WORK / "training"

@@ -274,7 +274,9 @@ for mistake, message in mistakes.items():
 
 # %%
 data = m2m_tf.ForecastData.prepare(spec, WORK / "records")
-training = dataclasses.replace(m2m_tf.TRAINING_PRESETS["small"], epochs=8)
+training = dataclasses.replace(
+    m2m_tf.TRAINING_PRESETS["small"], epochs=8, members=1
+)
 with contextlib.redirect_stdout(io.StringIO()):  # Keras' bars.
     m2m_tf.train(
         data, m2m_tf.MODEL_PRESETS["small"], training, WORK / "training"

@@ -27,6 +27,7 @@ MODEL = {
 }
 TRAINING = {
     "preset": "small",
+    "members": 1,
     "epochs": 2,
     "batch_size": 32,
     "jit_compile": False,
