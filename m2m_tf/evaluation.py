@@ -4,10 +4,15 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
+from m2m_tf.baselines.naive import HISTORY_MEAN
 from m2m_tf.forecast import LOWER, UPPER
 from m2m_tf.metrics import score_cells
 
 METRIC_NAMES = ("nmae", "smape", "poisson_deviance")
+# Metrics of which the mean forecast is the best.
+_MEAN_METRICS = {"nmae": "NMAE", "poisson_deviance": "Poisson deviance"}
+# How far from its level the coverage of an interval may be.
+_COVERAGE_TOLERANCE = 0.03
 # Names of the model's forecasts, and what marks a forecast of medians.
 MEDIAN_SUFFIX = "_median"
 
@@ -172,6 +177,56 @@ def format_interval(result: Mapping) -> str:
         f"{result['level']:.0%} interval: {result['coverage']:.1%} of labels "
         f"inside, {result['closed']:.1%} with those on its edges"
     )
+
+
+def find_concerns(
+    result: Mapping[str, dict],
+    model: str,
+    interval: Mapping | None = None,
+    naive: str = HISTORY_MEAN,
+) -> list[str]:
+    """What speaks against a model's overall scores, in sentences.
+
+    Args:
+        result: What `evaluate_forecasts` returned.
+        model: Name in `result` of the model's mean forecast.
+        interval: What `evaluate_intervals` returned, or None.
+        naive: Name of a forecast that needs no model.
+
+    Returns:
+        A sentence for each overall score (NMAE, Poisson deviance) that is
+        worse than the naive forecast's, if `result` has one, and one if the
+        interval's coverage is more than 0.03 from its level.
+
+    Example:
+
+    >>> forecasts = {"m2m": [[2.0], [2.0]], "history_mean": [[1.0], [2.0]]}
+    >>> result = evaluate_forecasts(
+    ...     [[1.0], [3.0]], forecasts, [0, 0], ["clicks"], ["tv"]
+    ... )
+    >>> for concern in find_concerns(result, "m2m"):
+    ...     print(concern)
+    NMAE of m2m is 100% above history_mean's (0.500 against 0.250).
+    Poisson deviance of m2m is 142% above history_mean's (0.523 against 0.216).
+    """
+    concerns = []
+    for metric, title in _MEAN_METRICS.items():
+        ours = result[model]["overall"][metric]
+        other = result[naive]["overall"][metric] if naive in result else None
+        if ours is not None and other and ours > other:
+            concerns.append(
+                f"{title} of {model} is {ours / other - 1:.0%} above {naive}'s "
+                f"({ours:.3f} against {other:.3f})."
+            )
+    if interval is not None:
+        level, coverage = interval["level"], interval["coverage"]
+        if abs(coverage - level) > _COVERAGE_TOLERANCE:
+            width = "narrow" if coverage < level else "wide"
+            concerns.append(
+                f"{coverage:.1%} of the labels are inside the {level:.0%} "
+                f"interval: it is too {width}."
+            )
+    return concerns
 
 
 def format_table(result: Mapping[str, dict], cells_of: str | None = None):

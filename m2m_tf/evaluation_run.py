@@ -16,9 +16,9 @@ from m2m_tf.data.dataset import ForecastData
 from m2m_tf.evaluation import MEDIAN_SUFFIX
 from m2m_tf.forecast import (
     has_shape,
-    hurdle_cdf,
     poisson_median,
     task_forecasts,
+    task_levels,
 )
 from m2m_tf.models import ForecastModel, explanation
 from m2m_tf.models.m2m import EXPERT_ATTENTION
@@ -178,7 +178,7 @@ def _make_step(data, model, attention_model):
             output = outputs[task.name]
             told = task_forecasts(output, task, whole)
             if has_shape(output):
-                levels = hurdle_cdf(output, labels[:, index], whole)
+                levels = task_levels(output, task, labels[:, index], whole)
                 for name, level in zip(("below", "up_to"), levels, strict=True):
                     told[name] = level[:, None]
             for name, values in told.items():
@@ -271,6 +271,10 @@ def evaluate_run(
             scenario_names,
         )
         print(evaluation.format_interval(metrics["interval"]))
+    for concern in evaluation.find_concerns(
+        scores, model.name, metrics.get("interval")
+    ):
+        print(f"mind: {concern}")
     with files.replacing(folder / "test_forecasts.parquet") as path:
         _forecast_table(data, test).write_parquet(path)
     figures = _write_plots(

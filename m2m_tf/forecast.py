@@ -62,7 +62,9 @@ def task_forecasts(output, task, whole) -> dict:
 
     Args:
         output: The model's output of the task, `[batch, 1]` or `[batch, 4]`.
-        task: The `config.Task`; forecasts of binary ones are at most 1.
+        task: The `config.Task`. A binary one's mean is at most 1, and its
+            quantiles are those of a coin with that mean: 0 or 1, so that
+            they cannot contradict it.
         whole: Whether its labels are whole numbers.
 
     Returns:
@@ -77,18 +79,50 @@ def task_forecasts(output, task, whole) -> dict:
     >>> {name: float(value[0, 0]) for name, value in told.items()}
     {'mean': 1.0, 'median': 3.0, 'lower': 1.0, 'upper': 24.0}
     """
-    rate = ops.exp(ops.cast(output[:, :1], "float32"))
-    forecasts = {"mean": rate}
+    mean = ops.exp(ops.cast(output[:, :1], "float32"))
+    if task.kind == "binary":
+        mean = ops.minimum(mean, 1.0)
+    forecasts = {"mean": mean}
     if has_shape(output):
         for name, level in (
             ("median", MEDIAN),
             ("lower", LOWER),
             ("upper", UPPER),
         ):
-            forecasts[name] = hurdle_quantile(output, level, whole)[:, None]
-    if task.kind == "binary":
-        forecasts = {k: ops.minimum(x, 1.0) for k, x in forecasts.items()}
+            if task.kind == "binary":
+                # 0 where P(Y = 0) reaches the level.
+                quantile = ops.cast(1 - mean < level, "float32")
+            else:
+                quantile = hurdle_quantile(output, level, whole)[:, None]
+            forecasts[name] = quantile
     return forecasts
+
+
+def task_levels(output, task, y, whole):
+    """P(Y < y) and P(Y ≤ y) of one task, as `task_forecasts` has it.
+
+    Args:
+        output: The model's output of the task, `[batch, 4]`.
+        task: The `config.Task`.
+        y: Labels `[batch]`.
+        whole: Whether the task's labels are whole numbers.
+
+    Returns:
+        Tuple of two float32 tensors `[batch]`, see `hurdle_cdf`.
+
+    Example:
+
+    >>> output = keras.ops.log([[0.25, 1.0, 1.0, 1.0]])
+    >>> open_days = data.spec.tasks[2]
+    >>> below, up_to = task_levels(output, open_days, [0.0], whole=True)
+    >>> float(below[0]), float(up_to[0])
+    (0.0, 0.75)
+    """
+    if task.kind != "binary":
+        return hurdle_cdf(output, y, whole)
+    zeros = 1 - task_forecasts(output, task, whole)["mean"][:, 0]
+    is_zero = ops.convert_to_tensor(y) <= 0
+    return ops.where(is_zero, 0.0, zeros), ops.where(is_zero, zeros, 1.0)
 
 
 def hurdle_quantile(parameters, level, whole):

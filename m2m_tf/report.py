@@ -10,6 +10,8 @@ import jinja2
 import markupsafe
 
 from m2m_tf import files
+from m2m_tf.baselines.naive import HISTORY_MEAN
+from m2m_tf.evaluation import find_concerns
 
 _TEMPLATE = "report.html.j2"
 _METRIC_TITLES = {
@@ -75,7 +77,7 @@ def write_report(
     figures: Sequence[tuple[str | os.PathLike, str]] = (),
     settings: Mapping[str, object] | None = None,
     interval: Mapping[str, object] | None = None,
-    naive: str = "history_mean",
+    naive: str = HISTORY_MEAN,
 ) -> None:
     """Writes a self-contained HTML report.
 
@@ -131,6 +133,7 @@ def write_report(
     html = environment.get_template(_TEMPLATE).render(
         title=title,
         headline=_headline(metrics, model, naive, interval),
+        concerns=find_concerns(metrics, model, interval, naive),
         summary={name: _text(value) for name, value in summary.items()},
         metric_titles=_METRIC_TITLES,
         overall={name: scores["overall"] for name, scores in metrics.items()},

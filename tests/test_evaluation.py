@@ -8,6 +8,7 @@ from scipy import stats
 from m2m_tf.evaluation import (
     evaluate_forecasts,
     evaluate_intervals,
+    find_concerns,
     format_interval,
     format_table,
 )
@@ -175,3 +176,29 @@ def test_interval_of_amounts_is_in_or_out():
         ["tv"],
     )
     assert result["coverage"] == result["closed"] == 0.5
+
+
+def test_concerns_are_what_is_worse_than_naive(result):
+    # NMAE of m2m is 0.5 in each cell, of all-zero forecasts 1.
+    assert find_concerns(result, "m2m", naive="last_week") == []
+    assert find_concerns(result, "m2m") == []  # No history_mean to beat.
+    assert find_concerns(result, "last_week", naive="m2m")[0] == (
+        "NMAE of last_week is 100% above m2m's (1.000 against 0.500)."
+    )
+    # Medians have no deviance that could be worse.
+    assert find_concerns(result, "m2m_median", naive="m2m") == []
+
+
+@pytest.mark.parametrize(
+    ("coverage", "width"),
+    [(0.72, "narrow"), (0.771, None), (0.829, None), (0.84, "wide")],
+)
+def test_coverage_far_from_its_level_is_a_concern(result, coverage, width):
+    interval = {"level": 0.8, "coverage": coverage}
+    told = find_concerns(result, "m2m", interval)
+    if width is None:
+        assert told == []
+    else:
+        (concern,) = told
+        assert concern.startswith(f"{coverage:.1%} of the labels are inside")
+        assert concern.endswith(f"too {width}.")

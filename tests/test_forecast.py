@@ -11,6 +11,7 @@ from m2m_tf.forecast import (
     hurdle_quantile,
     poisson_median,
     task_forecasts,
+    task_levels,
 )
 from m2m_tf.losses import hurdle_negative_log_likelihood
 
@@ -99,5 +100,44 @@ def test_forecasts_of_a_binary_task_are_at_most_one():
     assert set(told) == {"mean", "median", "lower", "upper"}
     assert all(float(np.max(values)) <= 1 for values in told.values())
     assert all(values.shape == (3, 1) for values in told.values())
+
+
+@pytest.mark.parametrize(
+    ("share", "quantiles"),
+    [
+        (0.007, (0, 0, 0)),
+        (0.3, (0, 0, 1)),
+        (0.6, (0, 1, 1)),
+        (0.95, (1, 1, 1)),
+        (1.7, (1, 1, 1)),
+    ],
+)
+def test_quantiles_of_a_binary_task_are_those_of_its_mean(share, quantiles):
+    # Parameters that say otherwise: never zero, far above 1.
+    output = np.array([[np.log(share), -9.0, 5.0, 0.0]], "float32")
+    task = Task("won", "won", "binary")
+    told = task_forecasts(output, task, True)
+    assert float(told["mean"][0, 0]) == pytest.approx(min(share, 1.0))
+    found = [float(told[name][0, 0]) for name in ("lower", "median", "upper")]
+    assert found == list(quantiles)
+
+
+def test_levels_of_a_binary_task_are_those_of_its_mean():
+    output = np.array([[np.log(0.3), -9.0, 5.0, 0.0]] * 2, "float32")
+    task = Task("won", "won", "binary")
+    below, up_to = task_levels(output, task, np.array([0.0, 1.0]), True)
+    np.testing.assert_allclose(below, [0.0, 0.7], rtol=1e-6)
+    np.testing.assert_allclose(up_to, [0.7, 1.0], rtol=1e-6)
+
+
+def test_levels_of_counts_are_those_of_the_distribution():
+    y = np.array([0.0, 2.0, 7.0], "float32")
+    ours = task_levels(PARAMETERS, Task("a", "a"), y, True)
+    theirs = hurdle_cdf(PARAMETERS, y, True)
+    for mine, other in zip(ours, theirs, strict=True):
+        np.testing.assert_array_equal(mine, other)
+
+
+def test_a_model_of_rates_tells_means_alone():
     (mean,) = task_forecasts(PARAMETERS[:, :1], Task("a", "a"), True).values()
     np.testing.assert_allclose(mean, np.exp(PARAMETERS[:, :1]), rtol=1e-6)

@@ -90,6 +90,16 @@ def test_headline_comes_first(report):
     )
 
 
+def test_concerns_follow_the_headline(long_report, report):
+    text = Page(long_report.read_text(encoding="utf-8")).text
+    concern = (
+        "100.0% of the labels are inside the 80% interval: it is too wide."
+    )
+    assert text.index("Before you use it") < text.index(concern)
+    assert text.index(concern) < text.index("All forecasts")
+    assert "Before you use it" not in Page(report).text
+
+
 def test_tables(report):
     page = Page(report)
     assert "m2m_median 0.000 0.000 –" in page.text
