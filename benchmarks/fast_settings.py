@@ -1,0 +1,183 @@
+r"""What M2M's faster settings cost in accuracy, on validation splits.
+
+    python benchmarks/fast_settings.py --output docs/results/fast_settings.md
+
+Trains the preset `small` with one network a training, and the same with full
+rank, in bfloat16, or compiled by XLA, on Complete Journey and on simulated
+advertisers. Each training leaves a small file beside the page; what a file
+answers is not trained again, so the benchmark goes on where it was stopped.
+"""
+
+import argparse
+import dataclasses
+import os
+import pathlib
+import shutil
+
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
+
+import numpy as np
+
+from m2m_tf import __version__, comparison, evaluation_run, files, training
+from m2m_tf.config import (
+    MODEL_PRESETS,
+    TRAINING_PRESETS,
+    CompleteJourneySource,
+    DatasetSpec,
+    SimulatorSource,
+)
+from m2m_tf.data.dataset import ForecastData
+from m2m_tf.evaluation import MEDIAN_SUFFIX
+from pipelines.steps import write_source_tables
+
+SOURCES = {
+    "complete_journey_bookings": CompleteJourneySource("complete_journey"),
+    "complete_journey_no_bookings": CompleteJourneySource(
+        "complete_journey", bookings=False
+    ),
+    "simulator": SimulatorSource("simulator", advertisers=4000, days=140),
+}
+# Changes of the model's and of the training's settings.
+PRESET = "rank 16, float32, no XLA"
+VARIANTS = {
+    PRESET: ({}, {}),
+    "full rank": ({"meta_rank": None}, {}),
+    "bfloat16": ({}, {"dtype_policy": "mixed_bfloat16"}),
+    "XLA": ({}, {"jit_compile": True}),
+}
+# (what is faster, what it is held against)
+PAIRS = ((PRESET, "full rank"), ("bfloat16", PRESET), ("XLA", PRESET))
+METRICS = {
+    "deviance": "Poisson deviance of the mean",
+    "relative_deviance": "deviance / mean label",
+    "nmae": "NMAE of the mean",
+    "median_nmae": "NMAE of the median",
+}
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--output", type=pathlib.Path, required=True)
+    parser.add_argument("--work", type=pathlib.Path, default="runs/fast")
+    parser.add_argument("--datasets", nargs="+", default=list(SOURCES))
+    options = parser.parse_args()
+    results = options.output.with_suffix("")
+    # Seeds outermost: stopped early, all variants have been trained.
+    for seed in range(options.seeds):
+        for dataset in options.datasets:
+            for variant in VARIANTS:
+                path = results / f"{dataset}-{_slug(variant)}-{seed}.json"
+                if not path.exists():
+                    print(f"{dataset}: {variant}, seed {seed}")
+                    run(dataset, variant, seed, options.work, path)
+    text = report(results, options)
+    files.write_text(options.output, text)
+    print(text)
+
+
+def run(dataset, variant, seed, work, path):
+    """Trains one network and writes what its validation forecasts score."""
+    work = work / dataset
+    spec = work / "tables" / "spec.yaml"
+    if not spec.exists():
+        write_source_tables(SOURCES[dataset], spec.parent)
+    data = ForecastData.prepare(DatasetSpec.load(spec), work / "records")
+    model, train = VARIANTS[variant]
+    folder = work / path.stem
+    training.train(
+        data,
+        dataclasses.replace(MODEL_PRESETS["small"], **model),
+        dataclasses.replace(
+            TRAINING_PRESETS["small"], members=1, seed=seed, **train
+        ),
+        folder,
+    )
+    network = training.load_model(folder)
+    told = evaluation_run.forecast_split(data, network, "validation")
+    groups = comparison.entity_groups(told.entity)
+    num_scenarios = len(data.preprocessor.scenario_names)
+    shared = told.y_true, told.scenario, groups, num_scenarios
+    sums = comparison.forecast_sums(
+        told.y_true,
+        told.forecasts[network.name],
+        told.forecasts[network.name + MEDIAN_SUFFIX],
+        *shared[1:],
+    )
+    result = {
+        "sums": comparison.to_lists(sums),
+        "labels": comparison.to_lists(comparison.label_sums(*shared)),
+    }
+    files.write_compact_json(path, result)
+    shutil.rmtree(folder)
+
+
+def report(results, options):
+    lines = [
+        "# What M2M's faster settings cost in accuracy",
+        "",
+        f"`python benchmarks/fast_settings.py --seeds {options.seeds} --output "
+        f"{options.output}`, m2m_tf {__version__}. The preset `small` with "
+        f"`members: 1` ({PRESET}) and one thing changed, on the validation "
+        "splits, which also choose the best epoch. Unweighted means over task "
+        "× scenario, mean ± standard deviation over the seeds; lower is "
+        "better. Of the differences 95 % intervals, by the bootstrap over "
+        "entities and seeds that studies use. How fast they are, at the "
+        "paper's sizes: [speed.md](speed.md).",
+    ]
+    for dataset in options.datasets:
+        runs = {
+            variant: [
+                files.read_json(path)
+                for path in sorted(
+                    results.glob(f"{dataset}-{_slug(variant)}-*.json")
+                )
+            ]
+            for variant in VARIANTS
+        }
+        if not all(runs.values()):
+            continue
+        labels = runs[PRESET][0]["labels"]
+        sums = {name: [run["sums"] for run in x] for name, x in runs.items()}
+        lines += ["", f"## {dataset}", "", *_scores(sums, labels)]
+        lines += ["", *_differences(sums, labels)]
+    return "\n".join(lines) + "\n"
+
+
+def _scores(sums, labels):
+    yield "| | seeds | " + " | ".join(METRICS.values()) + " |"
+    yield "|---|---:|" + "---:|" * len(METRICS)
+    for variant, runs in sums.items():
+        cells = []
+        for metric in METRICS:
+            values = [
+                comparison.overall(comparison.cell_values(run, labels, metric))
+                for run in runs
+            ]
+            cells.append(f"{np.mean(values):.3f} ± {_spread(values):.3f}")
+        yield f"| {variant} | {len(runs)} | " + " | ".join(cells) + " |"
+
+
+def _differences(sums, labels):
+    yield "| difference | " + " | ".join(METRICS.values()) + " |"
+    yield "|---|" + "---:|" * len(METRICS)
+    for faster, slower in PAIRS:
+        cells = []
+        for metric in METRICS:
+            value, low, high = comparison.difference(
+                sums[faster], sums[slower], labels, metric
+            )
+            cells.append(f"{value:+.3f} [{low:+.3f}, {high:+.3f}]")
+        yield f"| {faster} minus {slower} | " + " | ".join(cells) + " |"
+
+
+def _spread(values):
+    return np.std(values, ddof=1) if len(values) > 1 else float("nan")
+
+
+def _slug(variant):
+    return variant.split(",")[0].replace(" ", "_")
+
+
+if __name__ == "__main__":
+    main()
