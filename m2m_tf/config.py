@@ -60,7 +60,13 @@ class Task:
 
 @dataclass(frozen=True, config=_STRICT)
 class AttributeColumns:
-    """Attribute columns of the profile or scenario table, by kind."""
+    """Attribute columns of the profile or scenario table, by kind.
+
+    Example:
+
+    >>> AttributeColumns(categorical=("town",), numeric=("beds",)).names
+    ('town', 'beds')
+    """
 
     categorical: tuple[str, ...] = ()
     numeric: tuple[str, ...] = ()
@@ -73,7 +79,13 @@ class AttributeColumns:
 
 @dataclass(frozen=True, config=_STRICT)
 class SplitShares:
-    """Shares of the cutoffs, in time order (the paper's 8:1:1)."""
+    """Shares of the cutoffs, in time order (the paper's 8:1:1).
+
+    Example:
+
+    >>> SplitShares(train=0.7, validation=0.15, test=0.15).validation
+    0.15
+    """
 
     train: _Share = 0.8
     validation: _Share = 0.1
@@ -89,7 +101,15 @@ class SplitShares:
 
 @dataclass(frozen=True, config=_STRICT)
 class SplitDates:
-    """Last label days of training and validation; the test follows."""
+    """Last label days of training and validation; the test follows.
+
+    Example:
+
+    >>> import datetime
+    >>> dates = datetime.date(2025, 5, 1), datetime.date(2025, 5, 31)
+    >>> SplitDates(train_end=dates[0], validation_end=dates[1]).train_end.month
+    5
+    """
 
     train_end: datetime.date
     validation_end: datetime.date
@@ -377,6 +397,11 @@ class CompleteJourneySource:
         name: Tells sources apart.
         bookings: Whether placements are known a week ahead.
         end: Last day of the tables, for an earlier time fold.
+
+    Example:
+
+    >>> CompleteJourneySource("complete_journey", bookings=False).bookings
+    False
     """
 
     name: Literal["complete_journey"]
@@ -398,6 +423,11 @@ class SimulatorSource:
         seed: Seeds the advertisers.
         scenario_dependence: False gives all scenarios the same mechanisms.
         mechanism_strength: How much behaviours move log rates.
+
+    Example:
+
+    >>> SimulatorSource("simulator", advertisers=500, days=140).advertisers
+    500
     """
 
     name: Literal["simulator"]
@@ -416,7 +446,13 @@ SourceSettings = Annotated[
 
 @dataclass(frozen=True, config=_STRICT)
 class EvaluationSettings:
-    """What the evaluation shows beside the model and the naive forecasts."""
+    """What the evaluation shows beside the model and the naive forecasts.
+
+    Example:
+
+    >>> EvaluationSettings(lightgbm=True).lightgbm
+    True
+    """
 
     lightgbm: bool = False
 
@@ -434,6 +470,11 @@ class PushSettings:
             version does not. They change the shapes of
             `predict_all_scenarios`: set it if its callers read them from the
             metadata, or if there are none.
+
+    Example:
+
+    >>> PushSettings(tolerance=0.5).tolerance
+    0.5
     """
 
     tolerance: _NonNegative = 0.1
@@ -641,6 +682,11 @@ def read_yaml(path: str | os.PathLike) -> dict:
 
     Raises:
         ConfigError: If the file is absent, not YAML, or not a mapping.
+
+    Example:
+
+    >>> read_yaml("spec.yaml")["entity"]
+    'clinic'
     """
     path = pathlib.Path(path)
     try:
@@ -665,6 +711,11 @@ def parse(cls, values: dict, source: str = "settings"):
 
     Raises:
         ConfigError: One line for each wrong, missing or unknown key.
+
+    Example:
+
+    >>> parse(TrainingSettings, {"epochs": 4}).epochs
+    4
     """
     try:
         return pydantic.TypeAdapter(cls).validate_python(values)
@@ -674,14 +725,26 @@ def parse(cls, values: dict, source: str = "settings"):
 
 
 def to_values(settings) -> dict:
-    """Plain JSON values of a settings object, the inverse of `parse`."""
+    """Plain JSON values of a settings object, the inverse of `parse`.
+
+    Example:
+
+    >>> to_values(TrainingSettings(epochs=4))["epochs"]
+    4
+    """
     return pydantic.TypeAdapter(type(settings)).dump_python(
         settings, mode="json"
     )
 
 
 def fingerprint(*parts) -> str:
-    """Short hash of plain values and settings, to tell what has changed."""
+    """Short hash of plain values and settings, to tell what has changed.
+
+    Example:
+
+    >>> fingerprint({"epochs": 4}) == fingerprint({"epochs": 5})
+    False
+    """
     plain = [
         to_values(part) if dataclasses.is_dataclass(part) else part
         for part in parts

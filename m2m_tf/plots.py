@@ -46,6 +46,14 @@ def plot_cells(
 
     Raises:
         ValueError: If a name is not in `metrics`, or there are too many.
+
+    Example:
+
+    >>> from m2m_tf.evaluation import evaluate_forecasts
+    >>> metrics = evaluate_forecasts(
+    ...     [[1.0], [3.0]], {"m2m": [[2.0], [2.0]]}, [0, 0], ["clicks"], ["tv"]
+    ... )
+    >>> plot_cells(metrics, "cells.png")
     """
     names = list(metrics)[:6] if forecasts is None else list(forecasts)
     unknown = [name for name in names if name not in metrics]
@@ -103,6 +111,12 @@ def plot_calibration(
         task_names: Names of the T tasks.
         path: PNG file to write.
         num_groups: Number of groups of equal size.
+
+    Example:
+
+    >>> rates = np.linspace(1.0, 5.0, 100)[:, None]
+    >>> labels = np.random.default_rng(0).poisson(rates)
+    >>> plot_calibration(labels, rates, ["clicks"], "calibration.png")
     """
     y_true, rates = np.asarray(y_true, float), np.asarray(rates, float)
     if y_true.shape != rates.shape or y_true.shape[1:] != (len(task_names),):
@@ -140,6 +154,11 @@ def plot_learning_curves(
             `"loss"`, `"overall_nmae"`, `"overall_smape"` and
             `"overall_poisson_deviance"`, with and without `"val_"` before.
         path: PNG file to write.
+
+    Example:
+
+    >>> history = [{"epoch": 1, "loss": 3.0}, {"epoch": 2, "loss": 2.5}]
+    >>> plot_learning_curves(history, "learning.png")
     """
     shown = [
         name
@@ -196,6 +215,12 @@ def plot_expert_attention(
         task_names: Names of the T tasks.
         scenario_names: Names of the S scenarios.
         path: PNG file to write.
+
+    Example:
+
+    >>> scores = np.full((2, 3, 4), 0.25)
+    >>> tasks, scenarios = ["clicks", "sales"], ["tv", "radio", "web"]
+    >>> plot_expert_attention(scores, tasks, scenarios, "attention.png")
     """
     scores = np.asarray(scores, float)
     expected = (len(task_names), len(scenario_names))
@@ -249,6 +274,11 @@ def plot_differences(
     Args:
         differences: Metric's title → rival → (difference, low, high).
         path: PNG file to write.
+
+    Example:
+
+    >>> differences = {"NMAE": {"mmoe": (-0.02, -0.03, -0.01)}}
+    >>> plot_differences(differences, "differences.png")
     """
     rivals = list(next(iter(differences.values())))
     figure, axes = _panels(
@@ -288,6 +318,11 @@ def plot_sweep(
         values: Setting's value → NMAE of each seed.
         setting: Name of the setting.
         path: PNG file to write.
+
+    Example:
+
+    >>> values = {8: [0.52, 0.54], 16: [0.51, 0.53]}
+    >>> plot_sweep(values, "knowledge_dim", "sweep.png")
     """
     figure, axes = _panels(1, 1, width=4.6, height=2.6)
     axis = axes[0, 0]

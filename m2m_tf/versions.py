@@ -5,13 +5,25 @@ import pathlib
 
 
 def versions_of(folder: str | os.PathLike) -> list[pathlib.Path]:
-    """Folders of a model's versions, oldest first."""
+    """Folders of a model's versions, oldest first.
+
+    Example:
+
+    >>> [version.name for version in versions_of("saved_models/clinics")]
+    ['1']
+    """
     versions = [p for p in pathlib.Path(folder).glob("*") if p.name.isdigit()]
     return sorted(versions, key=lambda path: int(path.name))
 
 
 def next_version(folder: str | os.PathLike) -> pathlib.Path:
-    """Where the version after the newest one goes."""
+    """Where the version after the newest one goes.
+
+    Example:
+
+    >>> next_version("saved_models/clinics").name
+    '2'
+    """
     versions = versions_of(folder)
     number = int(versions[-1].name) + 1 if versions else 1
     return pathlib.Path(folder) / str(number)
@@ -22,6 +34,11 @@ def latest_version(model: str | os.PathLike) -> pathlib.Path:
 
     Raises:
         FileNotFoundError: If there is no SavedModel.
+
+    Example:
+
+    >>> latest_version("saved_models/clinics").name
+    '1'
     """
     model = pathlib.Path(model)
     if (model / "saved_model.pb").exists():

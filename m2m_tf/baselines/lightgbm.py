@@ -48,7 +48,17 @@ _OBJECTIVES = {
 
 @dataclasses.dataclass(frozen=True)
 class FittedTrees:
-    """Trees and the scale that they start from; made by `fit`."""
+    """Trees and the scale that they start from; made by `fit`.
+
+    Example:
+
+    >>> rng = np.random.default_rng(0)
+    >>> features, levels = rng.normal(size=(500, 3)), np.ones(500)
+    >>> labels = rng.poisson(np.exp(features[:, 0]))
+    >>> trees = fit(features, labels, features, labels, levels, levels)
+    >>> trees.predict(features[:2], levels[:2]).shape
+    (2,)
+    """
 
     booster: object
     objective: str
@@ -108,6 +118,14 @@ def fit(
     Raises:
         ImportError: If LightGBM is not installed.
         ValueError: If `objective` or the shapes are wrong.
+
+    Example:
+
+    >>> rng = np.random.default_rng(0)
+    >>> features, levels = rng.normal(size=(500, 3)), np.ones(500)
+    >>> labels = rng.poisson(np.exp(features[:, 0]))
+    >>> fit(features, labels, features, labels, levels, levels, "l1").objective
+    'l1'
     """
     lgb = import_lightgbm()
     if objective not in _OBJECTIVES:
@@ -159,6 +177,16 @@ def forecast(
 
     Raises:
         ImportError: If LightGBM is not installed.
+
+    Example:
+
+    >>> batches = [
+    ...     list(data.raw(split, batch_size=64).as_numpy_iterator())
+    ...     for split in ("train", "validation", "test")
+    ... ]
+    >>> forecasts = forecast(data.spec, *batches)
+    >>> forecasts["lightgbm"].shape
+    (27, 3)
     """
     import_lightgbm()
     vocabularies = fit_vocabularies(spec, train)
@@ -282,7 +310,13 @@ def _scale(init_level):
 
 
 def import_lightgbm():
-    """The LightGBM module, or an ImportError that says how to get it."""
+    """The LightGBM module, or an ImportError that says how to get it.
+
+    Example:
+
+    >>> import_lightgbm().__name__
+    'lightgbm'
+    """
     # OpenMP's threads wait for each other by spinning. Where other programs
     # run as well, that was 15 times slower than sleeping (2 cores, measured
     # side by side). It is read when the first library with OpenMP is loaded.

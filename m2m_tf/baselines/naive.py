@@ -47,6 +47,12 @@ def daily_task_values(
     """Past daily values of each task, float64 `[B, lookback, tasks]`.
 
     The task's column of the sample's own scenario; 0 or 1 for binary tasks.
+
+    Example:
+
+    >>> raw = next(data.raw("test", batch_size=16).as_numpy_iterator())
+    >>> daily_task_values(data.spec, raw).shape
+    (16, 28, 3)
     """
     columns = [
         schema.performance_names(spec).index(task.column) for task in spec.tasks
@@ -57,7 +63,13 @@ def daily_task_values(
 
 
 def cap_binary(spec: DatasetSpec, forecasts: np.ndarray) -> np.ndarray:
-    """Forecasts `[B, tasks]` with those of binary tasks at most 1."""
+    """Forecasts `[B, tasks]` with those of binary tasks at most 1.
+
+    Example:
+
+    >>> cap_binary(data.spec, np.array([[3.0, 90.5, 1.2]]))
+    array([[ 3. , 90.5,  1. ]])
+    """
     return np.where(_is_binary(spec), np.minimum(forecasts, 1.0), forecasts)
 
 

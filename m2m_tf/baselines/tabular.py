@@ -19,7 +19,14 @@ _UNKNOWN = 0
 def fit_vocabularies(
     spec: DatasetSpec, batches: Iterable[dict[str, np.ndarray]]
 ) -> dict[str, list[bytes]]:
-    """Values of each categorical raw feature in the training batches."""
+    """Values of each categorical raw feature in the training batches.
+
+    Example:
+
+    >>> batches = list(data.raw("train", batch_size=64).as_numpy_iterator())
+    >>> fit_vocabularies(data.spec, batches)["scenario"]
+    [b'booked', b'video', b'walk_in']
+    """
     seen = {name: set() for name in _categorical_names(spec)}
     for raw in batches:
         for name, values in seen.items():
