@@ -144,7 +144,9 @@ def settings_lines(cls, heading="###"):
         for argument in section.value
     }
     values = pydantic.TypeAdapter(cls).json_schema()
-    lines = [f"{heading} {cls.__name__}\n", f"{sections[0].value}\n"]
+    # An example in Python is of no use to who writes YAML.
+    summary = sections[0].value.partition("\nExample:")[0].rstrip()
+    lines = [f"{heading} {cls.__name__}\n", f"{summary}\n"]
     for name, value in values["properties"].items():
         kind = kind_of(value)
         if name in values.get("required", ()):
