@@ -113,11 +113,14 @@ def run(dataset, variant, seed, work, path):
 
 
 def report(results, options):
+    chosen = ""
+    if options.datasets != list(SOURCES):
+        chosen = f" --datasets {' '.join(options.datasets)}"
     lines = [
         "# What M2M's faster settings cost in accuracy",
         "",
         f"`python benchmarks/fast_settings.py --seeds {options.seeds} --output "
-        f"{options.output}`, m2m_tf {__version__}. The preset `small` with "
+        f"{options.output}{chosen}`, m2m_tf {__version__}. The preset `small` with "
         f"`members: 1` ({PRESET}) and one thing changed, on the validation "
         "splits, which also choose the best epoch. Unweighted means over task "
         "× scenario, mean ± standard deviation over the seeds; lower is "
