@@ -16,9 +16,14 @@ import shutil
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import numpy as np
-
-from m2m_tf import __version__, comparison, evaluation_run, files, training
+from m2m_tf import (
+    __version__,
+    comparison,
+    evaluation_run,
+    files,
+    study_page,
+    training,
+)
 from m2m_tf.config import (
     MODEL_PRESETS,
     TRAINING_PRESETS,
@@ -47,12 +52,6 @@ VARIANTS = {
 }
 # (what is faster, what it is held against)
 PAIRS = ((PRESET, "full rank"), ("bfloat16", PRESET), ("XLA", PRESET))
-METRICS = {
-    "deviance": "Poisson deviance of the mean",
-    "relative_deviance": "deviance / mean label",
-    "nmae": "NMAE of the mean",
-    "median_nmae": "NMAE of the median",
-}
 
 
 def main():
@@ -120,13 +119,14 @@ def report(results, options):
         "# What M2M's faster settings cost in accuracy",
         "",
         f"`python benchmarks/fast_settings.py --seeds {options.seeds} --output "
-        f"{options.output}{chosen}`, m2m_tf {__version__}. The preset `small` with "
-        f"`members: 1` ({PRESET}) and one thing changed, on the validation "
-        "splits, which also choose the best epoch. Unweighted means over task "
-        "× scenario, mean ± standard deviation over the seeds; lower is "
-        "better. Of the differences 95 % intervals, by the bootstrap over "
-        "entities and seeds that studies use. How fast they are, at the "
-        "paper's sizes: [speed.md](speed.md).",
+        f"{options.output}{chosen}`, m2m_tf {__version__}. The preset "
+        f"`small` with `members: 1` ({PRESET}) and one thing changed, on the "
+        "validation splits, which also choose the best epoch. Unweighted means "
+        "over task × scenario, mean ± standard deviation over the seeds; lower "
+        "is better. Of the differences 95 % intervals, by the bootstrap over "
+        "entities and seeds that studies use, **bold** where one excludes 0. "
+        "How fast they are, at the paper's sizes: [speed.md](speed.md).",
+        "",
     ]
     for dataset in options.datasets:
         runs = {
@@ -142,40 +142,29 @@ def report(results, options):
             continue
         labels = runs[PRESET][0]["labels"]
         sums = {name: [run["sums"] for run in x] for name, x in runs.items()}
-        lines += ["", f"## {dataset}", "", *_scores(sums, labels)]
-        lines += ["", *_differences(sums, labels)]
-    return "\n".join(lines) + "\n"
+        lines += [f"## {dataset}", ""]
+        lines += study_page.markdown_table(
+            ["", "seeds", *study_page.TITLES.values()],
+            [
+                [name, str(len(x)), *study_page.overall_texts(x, labels)]
+                for name, x in sums.items()
+            ],
+        )
+        lines += study_page.markdown_table(
+            ["difference", *study_page.TITLES.values()],
+            [_differences(sums, labels, *pair) for pair in PAIRS],
+        )
+    return "\n".join(lines)
 
 
-def _scores(sums, labels):
-    yield "| | seeds | " + " | ".join(METRICS.values()) + " |"
-    yield "|---|---:|" + "---:|" * len(METRICS)
-    for variant, runs in sums.items():
-        cells = []
-        for metric in METRICS:
-            values = [
-                comparison.overall(comparison.cell_values(run, labels, metric))
-                for run in runs
-            ]
-            cells.append(f"{np.mean(values):.3f} ± {_spread(values):.3f}")
-        yield f"| {variant} | {len(runs)} | " + " | ".join(cells) + " |"
-
-
-def _differences(sums, labels):
-    yield "| difference | " + " | ".join(METRICS.values()) + " |"
-    yield "|---|" + "---:|" * len(METRICS)
-    for faster, slower in PAIRS:
-        cells = []
-        for metric in METRICS:
-            value, low, high = comparison.difference(
-                sums[faster], sums[slower], labels, metric
-            )
-            cells.append(f"{value:+.3f} [{low:+.3f}, {high:+.3f}]")
-        yield f"| {faster} minus {slower} | " + " | ".join(cells) + " |"
-
-
-def _spread(values):
-    return np.std(values, ddof=1) if len(values) > 1 else float("nan")
+def _differences(sums, labels, faster, slower):
+    texts = [
+        study_page.difference_text(
+            comparison.difference(sums[faster], sums[slower], labels, metric)
+        )
+        for metric in study_page.TITLES
+    ]
+    return [f"{faster} minus {slower}", *texts]
 
 
 def _slug(variant):

@@ -8,9 +8,14 @@ from m2m_tf.baselines.naive import HISTORY_MEAN
 from m2m_tf.forecast import LOWER, UPPER
 from m2m_tf.metrics import score_cells
 
-METRIC_NAMES = ("nmae", "smape", "poisson_deviance")
+METRIC_TITLES = {
+    "nmae": "NMAE",
+    "smape": "SMAPE",
+    "poisson_deviance": "Poisson deviance",
+}
+METRIC_NAMES = tuple(METRIC_TITLES)
 # Metrics of which the mean forecast is the best.
-_MEAN_METRICS = {"nmae": "NMAE", "poisson_deviance": "Poisson deviance"}
+_MEAN_METRICS = ("nmae", "poisson_deviance")
 # How far from its level the coverage of an interval may be.
 _COVERAGE_TOLERANCE = 0.03
 # Names of the model's forecasts, and what marks a forecast of medians.
@@ -210,12 +215,13 @@ def find_concerns(
     Poisson deviance of m2m is 142% above history_mean's (0.523 against 0.216).
     """
     concerns = []
-    for metric, title in _MEAN_METRICS.items():
+    for metric in _MEAN_METRICS:
         ours = result[model]["overall"][metric]
         other = result[naive]["overall"][metric] if naive in result else None
         if ours is not None and other and ours > other:
             concerns.append(
-                f"{title} of {model} is {ours / other - 1:.0%} above {naive}'s "
+                f"{METRIC_TITLES[metric]} of {model} is "
+                f"{ours / other - 1:.0%} above {naive}'s "
                 f"({ours:.3f} against {other:.3f})."
             )
     if interval is not None:
@@ -249,7 +255,7 @@ def format_table(result: Mapping[str, dict], cells_of: str | None = None):
     forecast   NMAE  SMAPE  Poisson deviance
     m2m       0.500  0.533             0.523
     """
-    rows = [["forecast", "NMAE", "SMAPE", "Poisson deviance"]]
+    rows = [["forecast", *METRIC_TITLES.values()]]
     for name, scores in result.items():
         rows.append([name, *_metric_texts(scores["overall"])])
     text = _aligned(rows, num_names=1)

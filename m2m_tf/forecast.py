@@ -79,9 +79,7 @@ def task_forecasts(output, task, whole) -> dict:
     >>> {name: float(value[0, 0]) for name, value in told.items()}
     {'mean': 1.0, 'median': 3.0, 'lower': 1.0, 'upper': 24.0}
     """
-    mean = ops.exp(ops.cast(output[:, :1], "float32"))
-    if task.kind == "binary":
-        mean = ops.minimum(mean, 1.0)
+    mean = _mean(output, task)
     forecasts = {"mean": mean}
     if has_shape(output):
         for name, level in (
@@ -120,7 +118,7 @@ def task_levels(output, task, y, whole):
     """
     if task.kind != "binary":
         return hurdle_cdf(output, y, whole)
-    zeros = 1 - task_forecasts(output, task, whole)["mean"][:, 0]
+    zeros = 1 - _mean(output, task)[:, 0]
     is_zero = ops.convert_to_tensor(y) <= 0
     return ops.where(is_zero, 0.0, zeros), ops.where(is_zero, zeros, 1.0)
 
@@ -184,6 +182,11 @@ def hurdle_cdf(parameters, y, whole):
         below = ops.where(y < 1.5, zeros, below)
     is_zero = y <= 0
     return ops.where(is_zero, 0.0, below), ops.where(is_zero, zeros, at)
+
+
+def _mean(output, task):
+    mean = ops.exp(ops.cast(output[:, :1], "float32"))
+    return ops.minimum(mean, 1.0) if task.kind == "binary" else mean
 
 
 def _parts(parameters):

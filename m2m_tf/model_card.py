@@ -4,16 +4,11 @@ import importlib.metadata
 import json
 from collections.abc import Mapping
 
-from m2m_tf.evaluation import MEDIAN_SUFFIX, METRIC_NAMES
+from m2m_tf.evaluation import MEDIAN_SUFFIX, METRIC_TITLES
 from m2m_tf.features import Preprocessor
 from m2m_tf.models import ForecastModel
 
 _PACKAGES = ("tensorflow", "keras", "numpy")
-_TITLES = {
-    "nmae": "NMAE",
-    "smape": "SMAPE",
-    "poisson_deviance": "Poisson deviance",
-}
 
 
 def format_card(
@@ -80,8 +75,8 @@ def _scores(metrics, model_name):
     if model_name + MEDIAN_SUFFIX in forecasts:
         kinds["median"] = forecasts[model_name + MEDIAN_SUFFIX]
     columns = [
-        (f"{_TITLES[metric]} of the {kind}", kind, metric)
-        for metric in METRIC_NAMES
+        (f"{title} of the {kind}", kind, metric)
+        for metric, title in METRIC_TITLES.items()
         for kind in kinds
         if kinds[kind]["overall"][metric] is not None
     ]

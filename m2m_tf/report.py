@@ -11,14 +11,9 @@ import markupsafe
 
 from m2m_tf import files
 from m2m_tf.baselines.naive import HISTORY_MEAN
-from m2m_tf.evaluation import find_concerns
+from m2m_tf.evaluation import METRIC_TITLES, find_concerns
 
 _TEMPLATE = "report.html.j2"
-_METRIC_TITLES = {
-    "nmae": "NMAE",
-    "smape": "SMAPE",
-    "poisson_deviance": "Poisson deviance",
-}
 _NOTES = (
     (
         "Overall",
@@ -135,7 +130,7 @@ def write_report(
         headline=_headline(metrics, model, naive, interval),
         concerns=find_concerns(metrics, model, interval, naive),
         summary={name: _text(value) for name, value in summary.items()},
-        metric_titles=_METRIC_TITLES,
+        metric_titles=METRIC_TITLES,
         overall={name: scores["overall"] for name, scores in metrics.items()},
         best=_best(metrics),
         model=model,
@@ -152,7 +147,7 @@ def write_report(
 def _headline(metrics, model, naive, interval):
     """Title, value and remark of each headline number."""
     numbers = []
-    for metric, title in _METRIC_TITLES.items():
+    for metric, title in METRIC_TITLES.items():
         value = metrics[model]["overall"][metric]
         remark = ""
         if naive is not None:
@@ -171,7 +166,7 @@ def _headline(metrics, model, naive, interval):
 def _best(metrics):
     """The lowest overall value of each metric, None where there is none."""
     best = {}
-    for metric in _METRIC_TITLES:
+    for metric in METRIC_TITLES:
         values = [scores["overall"][metric] for scores in metrics.values()]
         best[metric] = min(
             (value for value in values if value is not None), default=None

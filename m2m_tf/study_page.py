@@ -9,7 +9,7 @@ from m2m_tf.config import ABLATIONS, StudyConfig
 
 # Text by hand that goes before the tables, if there is any.
 NOTES_FILE = "notes.md"
-_TITLES = {
+TITLES = {
     "nmae": "NMAE",
     "deviance": "Poisson deviance",
     "relative_deviance": "deviance / mean label",
@@ -99,7 +99,7 @@ def _dataset_lines(config, folder, label, dataset):
         + f". {facts['entities']:,} entities in the test split.",
         "",
     ]
-    lines += _table(
+    lines += markdown_table(
         ["samples", *(names[i] for i in present)],
         [
             [split, *(f"{counts[i]:,}" for i in present)]
@@ -110,18 +110,20 @@ def _dataset_lines(config, folder, label, dataset):
     rows = []
     for model, runs in models.items():
         sums = [run["sums"] for run in runs]
-        rows.append([model, str(len(runs)), *_overall_texts(sums, labels)])
+        rows.append([model, str(len(runs)), *overall_texts(sums, labels)])
     for name, sums in facts["forecasts"].items():
-        rows.append([name, "", *_overall_texts([sums], labels)])
-    lines += _table(["forecast", "seeds", *_TITLES.values()], rows)
+        rows.append([name, "", *overall_texts([sums], labels)])
+    lines += markdown_table(["forecast", "seeds", *TITLES.values()], rows)
     truth = facts["forecasts"].get(comparison.TRUE_RATES)
     if truth and "m2m" in models:
         lines += [_distance_line(models, truth, labels)]
     covered = [
         [
             model,
-            _spread([run["interval"]["coverage"] for run in runs], "{:.1%}"),
-            _spread([run["interval"]["closed"] for run in runs], "{:.1%}"),
+            spread_text(
+                [run["interval"]["coverage"] for run in runs], "{:.1%}"
+            ),
+            spread_text([run["interval"]["closed"] for run in runs], "{:.1%}"),
         ]
         for model, runs in models.items()
         if "interval" in runs[0]
@@ -135,7 +137,7 @@ def _dataset_lines(config, folder, label, dataset):
             "distribution scores 80 %); *closed* counts it wholly, which for "
             "counts and many zeros must be more.",
             "",
-            *_table(["model", "covered", "closed"], covered),
+            *markdown_table(["model", "covered", "closed"], covered),
         ]
     rivals = [model for model in models if model != "m2m"]
     if "m2m" not in models or not rivals:
@@ -149,7 +151,7 @@ def _dataset_lines(config, folder, label, dataset):
     held = {}
     for metric in _HELD_AGAINST:
         lines += [
-            f"### M2M minus rival: {_TITLES[metric]}",
+            f"### M2M minus rival: {TITLES[metric]}",
             "",
             "Below 0 M2M is better; **bold** where the interval excludes 0.",
             "",
@@ -162,15 +164,15 @@ def _dataset_lines(config, folder, label, dataset):
                 for chosen in groups.values()
                 if chosen
             ]
-            rows.append([rival, *map(_difference_text, held[metric, rival])])
-        lines += _table(
+            rows.append([rival, *map(difference_text, held[metric, rival])])
+        lines += markdown_table(
             ["rival", *(name for name, chosen in groups.items() if chosen)],
             rows,
         )
     path = folder / f"{label}_differences.png"
     plots.plot_differences(
         {
-            _TITLES[metric]: {rival: held[metric, rival][0] for rival in rivals}
+            TITLES[metric]: {rival: held[metric, rival][0] for rival in rivals}
             for metric in _HELD_AGAINST
         },
         path,
@@ -187,16 +189,16 @@ def _distance_line(models, truth, labels):
     """How far M2M and its best rival are from the best possible forecasts."""
     parts = []
     for metric in ("nmae", "deviance"):
-        best = _overall([truth], labels, metric)[0]
+        best = overall_values([truth], labels, metric)[0]
         means = {
             model: np.mean(
-                _overall([run["sums"] for run in runs], labels, metric)
+                overall_values([run["sums"] for run in runs], labels, metric)
             )
             for model, runs in models.items()
             if model not in ABLATIONS
         }
         ours = means.pop("m2m")
-        text = f"{_TITLES[metric]}: M2M {ours / best - 1:+.1%}"
+        text = f"{TITLES[metric]}: M2M {ours / best - 1:+.1%}"
         if means:
             rival = min(means, key=means.__getitem__)
             text += f", its best rival ({rival}) {means[rival] / best - 1:+.1%}"
@@ -241,7 +243,7 @@ def _cell_lines(facts, models, present):
         "",
         "`+`: M2M is better there by an interval that excludes 0; `−`: worse.",
         "",
-        *_table(["task", "scenario", *networks], rows),
+        *markdown_table(["task", "scenario", *networks], rows),
     ]
 
 
@@ -268,7 +270,7 @@ def _search_lines(search):
         "Each candidate once, with the first seed, on the first dataset: "
         "overall Poisson deviance / mean label of the validation split.",
         "",
-        *_table(["model", "changes", "validation score"], rows),
+        *markdown_table(["model", "changes", "validation score"], rows),
     ]
 
 
@@ -282,7 +284,7 @@ def _sweep_lines(config, folder, collected):
         if not found:
             continue
         values = {
-            value: _overall(
+            value: overall_values(
                 [run["sums"] for run in runs], facts["labels"], "nmae"
             )
             for value, runs in found.items()
@@ -292,10 +294,10 @@ def _sweep_lines(config, folder, collected):
         lines += [
             f"### {setting}",
             "",
-            *_table(
+            *markdown_table(
                 [setting, "seeds", "NMAE"],
                 [
-                    [str(value), str(len(x)), _spread(x)]
+                    [str(value), str(len(x)), spread_text(x)]
                     for value, x in values.items()
                 ],
             ),
@@ -305,11 +307,14 @@ def _sweep_lines(config, folder, collected):
     return lines
 
 
-def _overall_texts(runs, labels):
-    return [_spread(_overall(runs, labels, metric)) for metric in _TITLES]
+def overall_texts(runs, labels):
+    """Mean and spread over the runs of each metric of `TITLES`."""
+    return [
+        spread_text(overall_values(runs, labels, metric)) for metric in TITLES
+    ]
 
 
-def _overall(runs, labels, metric):
+def overall_values(runs, labels, metric):
     """The metric's overall value of each run."""
     return [
         float(comparison.overall(comparison.cell_values(sums, labels, metric)))
@@ -317,14 +322,16 @@ def _overall(runs, labels, metric):
     ]
 
 
-def _spread(values, form="{:.4f}"):
+def spread_text(values, form="{:.4f}"):
+    """Mean ± standard deviation of some values."""
     text = form.format(np.mean(values))
     if len(values) > 1:
         text += " ± " + form.format(np.std(values, ddof=1))
     return text
 
 
-def _difference_text(interval):
+def difference_text(interval):
+    """Difference and interval, bold where the interval excludes 0."""
     value, low, high = interval
     text = f"{value:+.4f} [{low:+.4f}, {high:+.4f}]"
     return f"**{text}**" if low > 0 or high < 0 else text
@@ -340,7 +347,8 @@ def _changes_text(changes):
     return ", ".join(parts) or "none"
 
 
-def _table(head, rows):
+def markdown_table(head, rows):
+    """Lines of a table, and an empty one."""
     lines = ["| " + " | ".join(row) + " |" for row in [head, *rows]]
     lines.insert(1, "|" + "---|" * len(head))
     return [*lines, ""]
