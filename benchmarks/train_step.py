@@ -159,6 +159,7 @@ def make_ours(
     from m2m_tf import losses
     from m2m_tf.data import schema
     from m2m_tf.models import BUILDERS
+    from m2m_tf.optimizers import FusedAdam
 
     keras.config.set_dtype_policy(dtype_policy)
     spec = schema.ModelInputSpec(
@@ -178,7 +179,7 @@ def make_ours(
         spec, embedding_dim=EMBEDDING, meta_rank=meta_rank, **sizes, **DEPTHS
     )
     model.compile(
-        keras.optimizers.Adam(1e-4),
+        FusedAdam(1e-4),
         loss=losses.joint_poisson(tasks),
         jit_compile=jit_compile,
     )

@@ -19,6 +19,7 @@ from m2m_tf.losses import joint_hurdle, joint_poisson
 from m2m_tf.metrics import CellMetrics
 from m2m_tf.models import ForecastModel, build_model, ensemble
 from m2m_tf.models.ensemble import MEMBER_PREFIX
+from m2m_tf.optimizers import FusedAdam
 
 MODEL_FILE = "model.keras"
 HISTORY_FILE = "history.json"
@@ -48,7 +49,7 @@ def make_optimizer(
         learning_rate = keras.optimizers.schedules.CosineDecay(
             learning_rate, steps
         )
-    return keras.optimizers.Adam(
+    return FusedAdam(
         learning_rate,
         beta_2=settings.beta_2,
         epsilon=settings.epsilon,

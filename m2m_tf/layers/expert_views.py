@@ -89,10 +89,13 @@ class ExpertViews(keras.layers.Layer):
             input_dim = units
 
     def call(self, inputs):
-        # b: batch, e: expert, i: width before, o: width after
-        hidden = ops.einsum("bi,eio->beo", inputs, self.kernels[0])
+        # [batch, d_in] @ [num_experts, d_in, units]. An einsum would copy the
+        # kernel, the largest one of a model with `flatten`ed sequences.
+        hidden = ops.matmul(inputs, self.kernels[0])
+        hidden = ops.transpose(hidden, (1, 0, 2))
         hidden = self.activation(hidden + self.biases[0])
         for kernel, bias in zip(self.kernels[1:], self.biases[1:]):
+            # b: batch, e: expert, i: width before, o: width after
             hidden = ops.einsum("bei,eio->beo", hidden, kernel)
             hidden = self.activation(hidden + bias)
         return hidden

@@ -3,9 +3,11 @@
 import math
 
 import keras
+import tensorflow as tf
 from keras import activations, initializers, ops, regularizers
 
 from m2m_tf.layers._arguments import require_positive_int, require_rank
+from m2m_tf.regularizers import L2
 
 # Share of the kernel's variance that comes from the scenario at the start.
 #
@@ -25,6 +27,9 @@ from m2m_tf.layers._arguments import require_positive_int, require_rank
 # kernel moves d times as far as an ordinary layer's, which at the paper's
 # learning rate overflows in the second step.
 _GENERATED_SHARE = 0.1
+# Rows of a sample from which v is added to its kernel, as a bias that the
+# product V S adds while it writes, rather than multiplied by itself.
+_MANY_ROWS = 8
 
 
 @keras.saving.register_keras_serializable("m2m_tf")
@@ -205,14 +210,19 @@ class MetaDense(keras.layers.Layer):
             return self._low_rank_product(
                 hidden, scenario_knowledge, kernel_base, factor
             )
-        kernel = ops.reshape(
-            ops.matmul(scenario_knowledge, factor), (-1, *kernel_base.shape)
-        )
+        kernel = ops.matmul(scenario_knowledge, factor)
+        if hidden.shape[1] >= _MANY_ROWS:
+            kernel = tf.nn.bias_add(kernel, ops.reshape(kernel_base, (-1,)))
+            return ops.matmul(hidden, self._unflatten(kernel, kernel_base))
         # Two products of a few rows, rather than a sum of two kernels of
-        # each sample: that would be written once more, and kept. To make
-        # kernels block by block, and anew in the backward pass, was tried:
-        # a quarter slower, and no less memory.
+        # each sample: its gradient is once more as large as all kernels. To
+        # make kernels block by block, and anew in the backward pass, was
+        # tried: a quarter slower, and no less memory.
+        kernel = self._unflatten(kernel, kernel_base)
         return ops.matmul(hidden, kernel) + ops.matmul(hidden, kernel_base)
+
+    def _unflatten(self, kernel, kernel_base):
+        return ops.reshape(kernel, (-1, *kernel_base.shape))
 
     def _shared_product(
         self, shared_inputs, scenario_knowledge, kernel_base, factor
@@ -280,8 +290,13 @@ class MetaDense(keras.layers.Layer):
         regularizer = self.generator_regularizer
         if regularizer is not None and divisor > 1:
             # The penalty of eq. 19 is on V, not on its multiple.
-            def regularizer(weight):
-                return self.generator_regularizer(weight / divisor)
+            if isinstance(regularizer, L2):
+                # Without a copy of what may be most of the model's weights.
+                regularizer = regularizer.scaled(1 / divisor)
+            else:
+
+                def regularizer(weight):
+                    return self.generator_regularizer(weight / divisor)
 
         return self.add_weight(
             name=name,

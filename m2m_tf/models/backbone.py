@@ -6,6 +6,7 @@ import keras
 
 from m2m_tf import layers
 from m2m_tf.data import schema
+from m2m_tf.regularizers import L2
 
 # Starting weights of the two history levels (lookback, last `horizon` days).
 HISTORY_WEIGHTS = (0.5, 0.25)
@@ -185,4 +186,4 @@ def forecast_heads(
 
 def make_regularizer(l2):
     """α‖W‖² of eq. 19, or None for α = 0."""
-    return keras.regularizers.L2(l2) if l2 else None
+    return L2(l2) if l2 else None
