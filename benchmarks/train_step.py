@@ -39,6 +39,10 @@ OURS = {
     "m2m_tf, XLA": {"jit_compile": True},
     "m2m_tf, bfloat16": {"dtype_policy": "mixed_bfloat16"},
     "m2m_tf, meta_rank 16": {"meta_rank": 16},
+    "m2m_tf, meta_rank 16, bfloat16": {
+        "meta_rank": 16,
+        "dtype_policy": "mixed_bfloat16",
+    },
 }
 
 

@@ -115,7 +115,7 @@ def train(
     Example:
 
     >>> small = ModelSettings(view_dim=8, knowledge_dim=4, num_meta_layers=1)
-    >>> short = TrainingSettings(epochs=2, jit_compile=False)
+    >>> short = TrainingSettings(epochs=2)
     >>> history = train(data, small, short, "runs/first")
     Epoch 1/2
     ...

@@ -18,8 +18,7 @@ SMALL_MODEL = ModelSettings(
     dropout=0.1,
     likelihood="hurdle",
 )
-# Without XLA: compiling takes longer than these few steps.
-SMALL_TRAINING = TrainingSettings(batch_size=32, epochs=2, jit_compile=False)
+SMALL_TRAINING = TrainingSettings(batch_size=32, epochs=2)
 
 
 def example_of(row):

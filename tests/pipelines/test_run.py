@@ -30,7 +30,6 @@ TRAINING = {
     "members": 1,
     "epochs": 2,
     "batch_size": 32,
-    "jit_compile": False,
 }
 
 
