@@ -329,8 +329,9 @@ class TrainingSettings:
         patience: Epochs without a better validation loss before stopping.
         seed: Seeds initial weights, dropout and the order of samples.
         dtype_policy: `"float32"` or `"mixed_bfloat16"`.
-        jit_compile: Compile the step with XLA. Try it on a GPU; on a CPU it
-            costs time to compile, saves none, and bfloat16 is slow in it.
+        jit_compile: Compile the step with XLA. `"auto"` is Keras' choice:
+            where there is a GPU. On a CPU nothing is gained by it, and
+            bfloat16 is slow in it.
         shuffle_entities: Entities whose samples are shuffled together. Steps
             that draw from few of them learn worse. Three times as many are
             in memory, 4 bytes a day, column and scenario of theirs.
@@ -354,7 +355,7 @@ class TrainingSettings:
     patience: _Count = 3
     seed: Annotated[int, Field(ge=0)] = 0
     dtype_policy: Literal["float32", "mixed_bfloat16"] = "float32"
-    jit_compile: bool = False
+    jit_compile: bool | Literal["auto"] = "auto"
     shuffle_entities: _Count = 16384
     profile_steps: Annotated[int, Field(ge=0)] = 0
 
@@ -384,6 +385,8 @@ TRAINING_PRESETS = {
         # One training alone is 1 % worse on Complete Journey's validation
         # split, and every seed differently.
         members=3,
+        # Compiling takes longer than it saves in so few steps.
+        jit_compile=False,
     ),
 }
 
