@@ -102,7 +102,7 @@ def part_of(operation):
     ]
     if parts[0] == "m2m" and len(parts) > 1:
         return parts[1], phase
-    return (OPTIMIZER if parts[0] == "adam" else PENALTIES), UPDATE
+    return (OPTIMIZER if parts[0] == "fused_adam" else PENALTIES), UPDATE
 
 
 def report(total, parts, by_kind, options):
