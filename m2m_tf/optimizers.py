@@ -31,7 +31,7 @@ class FusedAdam(keras.optimizers.Adam):
             return
         index = self._get_variable_index(variable)
         dtype = variable.dtype
-        step = tf.cast(self.iterations.value, dtype) + 1
+        step = keras.ops.cast(self.iterations + 1, dtype)
         beta_1, beta_2 = (
             tf.constant(beta, dtype) for beta in (self.beta_1, self.beta_2)
         )

@@ -49,6 +49,7 @@ def test_equals_the_paper():
         {"amsgrad": True},
         {"weight_decay": 0.1},
         {"use_ema": True, "ema_momentum": 0.5},
+        {"gradient_accumulation_steps": 2},
     ],
     ids=str,
 )

@@ -27,8 +27,9 @@ from m2m_tf.regularizers import L2
 # kernel moves d times as far as an ordinary layer's, which at the paper's
 # learning rate overflows in the second step.
 _GENERATED_SHARE = 0.1
-# Rows of a sample from which v is added to its kernel, as a bias that the
-# product V S adds while it writes, rather than multiplied by itself.
+# Rows of a sample, if their number is known, from which v is added to its
+# kernel, as a bias that the product V S adds while it writes, rather than
+# multiplied by itself.
 _MANY_ROWS = 8
 
 
@@ -211,7 +212,7 @@ class MetaDense(keras.layers.Layer):
                 hidden, scenario_knowledge, kernel_base, factor
             )
         kernel = ops.matmul(scenario_knowledge, factor)
-        if hidden.shape[1] >= _MANY_ROWS:
+        if (hidden.shape[1] or 0) >= _MANY_ROWS:
             kernel = tf.nn.bias_add(kernel, ops.reshape(kernel_base, (-1,)))
             return ops.matmul(hidden, self._unflatten(kernel, kernel_base))
         # Two products of a few rows, rather than a sum of two kernels of

@@ -189,7 +189,17 @@ def test_one_unknown_middle_axis():
         keras.KerasTensor((None, None, 4)), keras.KerasTensor((None, 2))
     )
     assert symbolic.shape == (None, None, 3)
-    assert layer(normal(0, 2, 7, 4), normal(1, 2, 2)).shape == (2, 7, 3)
+    inputs, knowledge = normal(0, 2, 9, 4), normal(1, 2, 2)
+    traced = tf.function(
+        layer.call,
+        input_signature=[
+            tf.TensorSpec((None, None, 4)),
+            tf.TensorSpec((None, 2)),
+        ],
+    )
+    np.testing.assert_allclose(
+        traced(inputs, knowledge), layer(inputs, knowledge), rtol=1e-5
+    )
 
 
 def test_invalid_arguments():
