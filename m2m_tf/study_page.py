@@ -285,7 +285,9 @@ def _sweep_lines(config, folder, collected):
             continue
         values = {
             value: overall_values(
-                [run["sums"] for run in runs], facts["labels"], "nmae"
+                [run["sums"] for run in runs],
+                runs[0].get("labels", facts["labels"]),
+                "nmae",
             )
             for value, runs in found.items()
         }

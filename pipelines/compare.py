@@ -29,6 +29,7 @@ from m2m_tf.config import (
     NETWORKS,
     TREES,
     DatasetSpec,
+    SplitDates,
     StudyConfig,
     fingerprint,
     to_values,
@@ -266,6 +267,10 @@ class _Study:
             )
         else:
             result["sums"] = comparison.to_lists(scores)
+            if dataset.lookback is not None:
+                # The samples are other ones: those active in this lookback.
+                labels = dataset.labels(data, split)
+                result["labels"] = comparison.to_lists(labels)
         if model not in TREES:
             # What else is worth keeping is in the result.
             tensorboard.keep_logs(
@@ -338,7 +343,7 @@ class _Dataset:
         self.folder = study.results / label
         self.work = study.runs / f"compare_{study.config.name}" / label
         self._source = study.config.data[label]
-        self._lookback = lookback
+        self.lookback = lookback
         self._report = study.report
         self._samples = {}
 
@@ -358,10 +363,20 @@ class _Dataset:
             self._report(f"{self.label}: making tables")
             write_source_tables(self._source, self.spec_path.parent)
         spec = DatasetSpec.load(self.spec_path)
-        if self._lookback is not None:
-            spec = dataclasses.replace(spec, lookback=self._lookback)
+        if self.lookback is not None:
+            # Shares of other cutoffs would give other test days.
+            splits = windows.make_splits(spec)
+            train_end, validation_end = (
+                windows.date_of(spec, cutoffs[-1] + spec.horizon)
+                for cutoffs in (splits.train, splits.validation)
+            )
+            spec = dataclasses.replace(
+                spec,
+                lookback=self.lookback,
+                split=SplitDates(train_end, validation_end),
+            )
         data = ForecastData.prepare(spec, self.work / "records")
-        if self._lookback is None:
+        if self.lookback is None:
             self._write_labels(data)
         return data
 

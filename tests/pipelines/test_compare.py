@@ -1,11 +1,12 @@
 import dataclasses
 import json
 
+import numpy as np
 import pytest
 from tables import SMALL_MODEL, SMALL_TRAINING, write_clinic_tables
 from tensorboard.backend.event_processing import event_accumulator
 
-from m2m_tf import tensorboard
+from m2m_tf import files, tensorboard
 from m2m_tf.config import ConfigError, StudyConfig, to_values
 from pipelines import compare
 from pipelines.compare import StudyError, run_study
@@ -140,6 +141,22 @@ def test_sweeps_train_m2m_with_each_value(config, folders):
     page = (folders / "results" / "clinics.md").read_text()
     assert "### knowledge_dim" in page and "### lookback" in page
     assert (folders / "results/clinics/sweep_lookback.png").exists()
+
+
+def test_swept_lookbacks_are_scored_on_the_same_days(config, folders):
+    run_study(config, folders / "results", folders / "runs", sweep="lookback")
+    (folder,) = {p.parent for p in folders.rglob("sweep_lookback_*.json")}
+    base = files.read_json(folder / "labels.json")["labels"]
+    short, same = (
+        files.read_json(path)["labels"]
+        for value in (14, 28)
+        for path in folder.glob(f"sweep_lookback_{value}-*-seed0.json")
+    )
+    # The clinics' own lookback is 28 days; fewer are active in 14.
+    assert same == base
+    for name, values in short.items():
+        assert np.all(np.array(values) <= np.array(same[name]))
+        assert np.sum(values) > 0.5 * np.sum(same[name])
 
 
 def test_unknown_sweep_is_refused_before_work(config, tmp_path):
