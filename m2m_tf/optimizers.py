@@ -11,9 +11,8 @@ class FusedAdam(keras.optimizers.Adam):
     The formula (Kingma and Ba, "Adam", 2015, in the form of its section 2.1
     with ε beside √v) and the saved state are those of Keras, whose step is a
     dozen operations that each read or write a tensor as large as the variable.
-    At the paper's sizes generators have 10⁸ weights and that is memory traffic
-    which takes a quarter of a step in mixed bfloat16, see
-    `docs/results/speed.md`.
+    At the paper's sizes generators have 10⁸ weights, and memory is what Adam
+    waits for: `docs/results/step_profile.md` has its share of a step.
 
     Args:
         *args: Those of `keras.optimizers.Adam`.

@@ -364,16 +364,8 @@ class _Dataset:
             write_source_tables(self._source, self.spec_path.parent)
         spec = DatasetSpec.load(self.spec_path)
         if self.lookback is not None:
-            # Shares of other cutoffs would give other test days.
-            splits = windows.make_splits(spec)
-            train_end, validation_end = (
-                windows.date_of(spec, cutoffs[-1] + spec.horizon)
-                for cutoffs in (splits.train, splits.validation)
-            )
             spec = dataclasses.replace(
-                spec,
-                lookback=self.lookback,
-                split=SplitDates(train_end, validation_end),
+                spec, lookback=self.lookback, split=_split_dates(spec)
             )
         data = ForecastData.prepare(spec, self.work / "records")
         if self.lookback is None:
@@ -488,6 +480,19 @@ def _true_rates(spec, sample, path):
             [pl.col(f"{task}_{kind}") for task in spec.task_names]
         ).to_numpy()
         for kind in ("mean", "median")
+    )
+
+
+def _split_dates(spec):
+    """The spec's split by dates: shares depend on the lookback's cutoffs."""
+    if isinstance(spec.split, SplitDates):
+        return spec.split
+    splits = windows.make_splits(spec)
+    return SplitDates(
+        *(
+            windows.date_of(spec, cutoffs[-1] + spec.horizon)
+            for cutoffs in (splits.train, splits.validation)
+        )
     )
 
 

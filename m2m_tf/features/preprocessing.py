@@ -220,21 +220,18 @@ class Preprocessor(keras.layers.Layer):
         return len(self.statistics.vocabularies[name]) + 1
 
     def _discretize(self, values, columns, mask):
-        # One operation splits all columns, and one of each kind marks all
-        # zeros and gaps: half the time of columns one by one.
-        buckets = [
-            self._buckets(value, column)
-            for value, column in zip(
-                tf.unstack(values, axis=-1), columns, strict=True
-            )
+        ids = [
+            self._bucketize(values[..., index], column)
+            for index, column in enumerate(columns)
         ]
-        ids = _to_ids(values, tf.stack(buckets, axis=-1))
-        return tf.where(mask[..., None], ids, _MISSING)
+        return tf.where(mask[..., None], tf.stack(ids, -1), _MISSING)
 
-    def _buckets(self, value, column):
-        return tf.raw_ops.Bucketize(
+    def _bucketize(self, value, column):
+        bucket = tf.raw_ops.Bucketize(
             input=value, boundaries=self.statistics.edges[column]
         )
+        ids = tf.where(value == 0, _ZERO, _FIRST_BUCKET + bucket)
+        return tf.where(tf.math.is_nan(value), _MISSING, ids)
 
     def _attributes(self, raw, columns, prefix, with_scenario):
         categorical = [prefix + name for name in columns.categorical]
@@ -245,10 +242,7 @@ class Preprocessor(keras.layers.Layer):
             for name in categorical
         ]
         ids += [
-            _to_ids(
-                raw[prefix + name],
-                self._buckets(raw[prefix + name], prefix + name),
-            )
+            self._bucketize(raw[prefix + name], prefix + name)
             for name in columns.numeric
         ]
         return tf.stack(ids, axis=-1)
@@ -493,11 +487,6 @@ def _fit_moments(spec, batches):
 def _sequence_mask(days_observed, lookback):
     age = tf.range(lookback, 0, -1, dtype=tf.int64)
     return age[None, :] <= tf.cast(days_observed, tf.int64)[:, None]
-
-
-def _to_ids(values, buckets):
-    ids = tf.where(values == 0, _ZERO, _FIRST_BUCKET + buckets)
-    return tf.where(tf.math.is_nan(values), _MISSING, ids)
 
 
 def _observed(raw):

@@ -189,6 +189,7 @@ def test_one_unknown_middle_axis():
         keras.KerasTensor((None, None, 4)), keras.KerasTensor((None, 2))
     )
     assert symbolic.shape == (None, None, 3)
+    assert layer(normal(0, 2, 7, 4), normal(1, 2, 2)).shape == (2, 7, 3)
     inputs, knowledge = normal(0, 2, 9, 4), normal(1, 2, 2)
     traced = tf.function(
         layer.call,
