@@ -16,6 +16,7 @@ import json
 import os
 import pathlib
 import resource
+import shlex
 import subprocess
 import sys
 import time
@@ -31,10 +32,15 @@ TASKS = ("pv", "click", "spend", "gmv", "days")
 SIZES = {"view_dim": 256, "knowledge_dim": 64, "num_experts": 4}
 DEPTHS = {"num_meta_layers": 3, "num_tower_layers": 3}
 EMBEDDING = 16
-PEER = "deep-rec-kit 1.0.2"
+# The peer uses one meta unit for all layers of its tower. With `unit_each` a
+# layer has its own, as in the paper's eq. 18 and in ours: the same maths.
+PEERS = {
+    "deep-rec-kit 1.0.2": {"unit_each": False},
+    "deep-rec-kit 1.0.2, a unit for each tower layer": {"unit_each": True},
+}
 FLOOR = "float32 matrix product"
-# Name → settings of training and model beside the sizes. Only the first ones
-# and the peer fit into 24 GiB together.
+# Name → settings of training and model beside the sizes. Neither those with
+# XLA nor both peers fit into 24 GiB beside the others.
 OURS = {
     "m2m_tf": {},
     "m2m_tf, bfloat16": {"dtype_policy": "mixed_bfloat16"},
@@ -62,6 +68,14 @@ def main():
         metavar="NAME",
         help=f"ours to measure, of {list(OURS)}",
     )
+    parser.add_argument(
+        "--peers",
+        nargs="+",
+        choices=list(PEERS),
+        default=list(PEERS)[1:],
+        metavar="NAME",
+        help=f"peers to measure if `--peer` is told, of {list(PEERS)}",
+    )
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--output", type=pathlib.Path, help="Markdown file")
     parser.add_argument("--worker", help=argparse.SUPPRESS)
@@ -71,7 +85,7 @@ def main():
         return
     places = dict.fromkeys((FLOOR, *options.variants), sys.executable)
     if options.peer:
-        places[PEER] = options.peer
+        places |= dict.fromkeys(options.peers, options.peer)
     workers = {name: Worker(name, place) for name, place in places.items()}
     try:
         turns = []
@@ -83,7 +97,7 @@ def main():
         for worker in workers.values():
             worker.process.kill()
     facts = {name: worker.facts for name, worker in workers.items()}
-    text = report(turns, memory, facts, options)
+    text = report(turns, memory, facts)
     print(text)
     if options.output:
         from m2m_tf import files
@@ -133,8 +147,8 @@ def work(name):
 
     if name == FLOOR:
         step, facts = make_floor()
-    elif name == PEER:
-        step, facts = make_peer()
+    elif name in PEERS:
+        step, facts = make_peer(**PEERS[name])
     else:
         step, facts = make_ours(**OURS[name])
     step()  # The first one compiles.
@@ -219,10 +233,11 @@ def make_ours(
     }
 
 
-def make_peer():
+def make_peer(unit_each):
     import tensorflow as tf
     from recsys.feature import Field, Task
-    from recsys.multidomain.m2m import m2m
+    from recsys.layers.interaction import MetaUnit
+    from recsys.multidomain import m2m as peer
 
     def column(name, belong, **options):
         return Field(
@@ -241,7 +256,20 @@ def make_peer():
     fields += [column(f"profile{i}", "user") for i in range(PROFILE)]
     fields += [column(f"scenario{i}", "domain") for i in range(SCENARIO)]
     fields += [column(f"id_{task}", "task", group=task) for task in TASKS]
-    model = m2m(
+    if unit_each:
+        # One for each layer, the same for all tasks.
+        units = [
+            MetaUnit(DEPTHS["num_meta_layers"])
+            for _ in range(DEPTHS["num_tower_layers"])
+        ]
+
+        class Tower(peer.MetaTower):
+            def __init__(self, **options):
+                super().__init__(**options)
+                self.layers = units
+
+        peer.MetaTower = Tower
+    model = peer.m2m(
         fields,
         [Task(task, belong="regression") for task in TASKS],
         SIZES["num_experts"],
@@ -303,44 +331,66 @@ def count_flops(graph):
     return total
 
 
-def report(turns, memory, facts, options):
+def report(turns, memory, facts):
     from m2m_tf import __version__
 
     def seconds(name):
         return np.array([turn[name] for turn in turns])
 
     speed = facts[FLOOR]["flops"] / seconds(FLOOR)
+    peers = [name for name in facts if name in PEERS]
     lines = [
         "# Speed of a training step",
         "",
-        f"`python benchmarks/train_step.py --peer {options.peer} --turns "
-        f"{options.turns}`, m2m_tf {__version__}, {os.cpu_count()} cores. The "
-        f"paper's sizes: {SIZES}, {DEPTHS}, embeddings of {EMBEDDING}, two "
-        f"sequences of {LOOKBACK} days and {COLUMNS} columns, {len(TASKS)} "
-        f"tasks, batches of {BATCH}. Medians over turns, in which the "
-        f"processes alternate; a {FLOOR} ran at {np.median(speed) / 1e9:.0f} "
-        "GFLOP/s. The time of the same products is that in float32, for "
-        "bfloat16 too.",
+        f"`{command()}`, m2m_tf {__version__}, {os.cpu_count()} cores with "
+        f"{', '.join(instructions())}. The paper's "
+        f"sizes: {SIZES}, {DEPTHS}, embeddings of {EMBEDDING}, two sequences "
+        f"of {LOOKBACK} days and {COLUMNS} columns, {len(TASKS)} tasks, "
+        f"batches of {BATCH}. Medians over turns, in which the processes "
+        f"alternate; a {FLOOR} ran at {np.median(speed) / 1e9:.0f} GFLOP/s. "
+        "The time of the same products is that in float32, for bfloat16 too.",
         "",
-        "| | samples/s | times the peer | time / time of the same matrix "
-        "products | GFLOP a step | peak memory, GiB | parameters, million |",
-        "|---|---:|---:|---:|---:|---:|---:|",
+        "| | samples/s | "
+        + "".join(f"times {name} | " for name in peers)
+        + "time / time of the same matrix products | GFLOP a step | peak "
+        "memory, GiB | parameters, million |",
+        "|---|" + "---:|" * (5 + len(peers)),
     ]
     for name, known in facts.items():
         if name == FLOOR:
             continue
         own = seconds(name)
-        times = floor = flops = "-"
-        if options.peer:
-            times = f"{np.median(seconds(PEER) / own):.1f}"
+        times = [f"{np.median(seconds(peer) / own):.1f}" for peer in peers]
+        floor = flops = "-"
         if "flops" in known:
             floor = f"{np.median(own * speed / known['flops']):.2f}"
             flops = f"{known['flops'] / 1e9:.1f}"
-        lines.append(
-            f"| {name} | {BATCH / np.median(own):.1f} | {times} | {floor} | "
-            f"{flops} | {memory[name]:.2f} | {known['parameters'] / 1e6:.1f} |"
-        )
+        cells = [
+            name,
+            f"{BATCH / np.median(own):.1f}",
+            *times,
+            floor,
+            flops,
+            f"{memory[name]:.2f}",
+            f"{known['parameters'] / 1e6:.1f}",
+        ]
+        lines.append(f"| {' | '.join(cells)} |")
     return "\n".join(lines) + "\n"
+
+
+def command():
+    """What was run, with the one variable that changes what is measured."""
+    words = ["python", "benchmarks/train_step.py", *sys.argv[1:]]
+    variable = "TF_ENABLE_ONEDNN_OPTS"
+    prefix = f"{variable}={os.environ[variable]} " * (variable in os.environ)
+    return prefix + shlex.join(words)
+
+
+def instructions():
+    """The processor's vector instructions that matrix products use."""
+    known = set(pathlib.Path("/proc/cpuinfo").read_text().split())
+    kinds = ("avx2", "avx512f", "avx512_bf16", "amx_bf16")
+    return [kind for kind in kinds if kind in known]
 
 
 if __name__ == "__main__":

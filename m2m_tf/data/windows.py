@@ -223,12 +223,18 @@ def cut_windows(spec: DatasetSpec, series: dict, samples) -> dict:
     index, cutoffs = samples[:, 0], samples[:, 1]
     owner = tf.gather(series[_OWNER], index)
     seen = cutoffs[:, None] + tf.range(1 - spec.lookback, 1)
+    # Cutoffs of a split have a full lookback; to look at each day is slow.
+    full = tf.reduce_all(seen >= 0)
 
     def past(values, rows):
         # The rule: inputs are gathered from `seen`, whose last day is the
         # cutoff.
         days = _gather_days(values, rows, tf.maximum(seen, 0))
-        return tf.where((seen >= 0)[..., None], days, 0.0)
+        return tf.cond(
+            full,
+            lambda: days,
+            lambda: tf.where((seen >= 0)[..., None], days, 0.0),
+        )
 
     totals = None
     if spec.cross_scenario_totals:

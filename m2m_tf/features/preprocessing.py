@@ -220,11 +220,19 @@ class Preprocessor(keras.layers.Layer):
         return len(self.statistics.vocabularies[name]) + 1
 
     def _discretize(self, values, columns, mask):
+        """Ids of `values` `[B, days, columns]`, where `mask` `[B, days]`."""
+        # A column's values side by side: half the time of as many strides.
+        values_by_column = tf.transpose(tf.reshape(values, [-1, len(columns)]))
         ids = [
-            self._bucketize(values[..., index], column)
-            for index, column in enumerate(columns)
+            self._bucketize(column_values, column)
+            for column_values, column in zip(
+                tf.unstack(values_by_column, num=len(columns)),
+                columns,
+                strict=True,
+            )
         ]
-        return tf.where(mask[..., None], tf.stack(ids, -1), _MISSING)
+        ids = tf.where(tf.reshape(mask, [1, -1]), tf.stack(ids), _MISSING)
+        return tf.reshape(tf.transpose(ids), [-1, *values.shape[1:]])
 
     def _bucketize(self, value, column):
         bucket = tf.raw_ops.Bucketize(
@@ -262,14 +270,14 @@ class Preprocessor(keras.layers.Layer):
         """Logs of the levels of each task `[B, T, J]`, see the class."""
         spec = self.spec
         observed = _observed(raw)[:, None]
-        daily = self._daily(raw)
-        lookback = tf.reduce_sum(daily, 1) * spec.horizon / observed
-        recent = tf.reduce_sum(daily[:, -spec.horizon :], 1)
+        daily = raw[schema.PERFORMANCE_SEQUENCE]
+        totals = tf.reduce_sum(daily, 1) * spec.horizon / observed
+        lookback = self._of_tasks(totals)
+        recent = self._of_tasks(tf.reduce_sum(daily[:, -spec.horizon :], 1))
         # One week alone is often empty, which says little of the next one.
         levels = [lookback, 0.5 * (lookback + recent)]
         if spec.cross_scenario_totals:
-            total = self._daily(raw, schema.TOTAL_PREFIX)
-            levels.append(tf.reduce_sum(total, 1) * spec.horizon / observed)
+            levels.append(self._of_tasks(totals, schema.TOTAL_PREFIX))
         binary = tf.constant([task.kind == "binary" for task in spec.tasks])
         floor = _LEVEL_FLOOR * tf.constant(
             self.statistics.label_means, tf.float32
@@ -281,11 +289,11 @@ class Preprocessor(keras.layers.Layer):
             [tf.math.log(tf.maximum(x, 0.0) + floor) for x in levels], axis=-1
         )
 
-    def _daily(self, raw, prefix=""):
-        """Daily values of the columns behind the tasks `[B, lookback, T]`."""
+    def _of_tasks(self, totals, prefix=""):
+        """Totals of the columns behind the tasks `[B, T]`."""
         names = schema.performance_names(self.spec)
         columns = [names.index(prefix + t.column) for t in self.spec.tasks]
-        return tf.gather(raw[schema.PERFORMANCE_SEQUENCE], columns, axis=-1)
+        return tf.gather(totals, columns, axis=-1)
 
 
 def dense_features(spec: DatasetSpec, raw: dict):
