@@ -496,6 +496,9 @@ class RunConfig:
         model: Model settings.
         training: Training settings.
         evaluation: Evaluation settings.
+        refit: Whether the model that is exported is trained anew, after the
+            evaluation, on all days: those of the validation and the test
+            split as well. Takes as long as training did.
         push: When the model may be served.
 
     Example:
@@ -510,6 +513,7 @@ class RunConfig:
     model: ModelSettings = ModelSettings()
     training: TrainingSettings = TrainingSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
+    refit: bool = False
     push: PushSettings = PushSettings()
 
     @classmethod

@@ -3,6 +3,7 @@
 import json
 import os
 import pathlib
+import shutil
 from collections.abc import Mapping
 
 import keras
@@ -27,6 +28,7 @@ from m2m_tf.versions import next_version
 EXTRA_FOLDER = "assets.extra"
 CONTRACT_FILE = f"{EXTRA_FOLDER}/m2m_contract.json"
 CARD_FILE = f"{EXTRA_FOLDER}/model_card.md"
+EVALUATED_FOLDER = f"{EXTRA_FOLDER}/evaluated"
 # The name that TF Serving looks for.
 WARMUP_FILE = f"{EXTRA_FOLDER}/tf_serving_warmup_requests"
 _GRAPH_FILE = "saved_model.pb"
@@ -37,6 +39,7 @@ def export_model(
     preprocessor: Preprocessor,
     folder: str | os.PathLike,
     card: Mapping | None = None,
+    evaluated: str | os.PathLike | None = None,
 ) -> pathlib.Path:
     """Writes the next version of a servable model, whole or not at all.
 
@@ -52,6 +55,10 @@ def export_model(
         preprocessor: The one that it was trained with.
         folder: Folder of the model's versions, `saved_models/<name>`.
         card: What is known of the training, see `model_card.format_card`.
+        evaluated: Of a model that was trained anew on the days that it was
+            judged by (`training.refit`): the exported version of the one that
+            was judged. It is kept in `assets.extra`, where no server looks,
+            so that `push` has an honest one to judge this and the next by.
 
     Returns:
         Folder of the new version, `<folder>/<version>`.
@@ -74,7 +81,10 @@ def export_model(
         archive.write_out(str(temporary), verbose=False)
         _name_regress_methods(temporary, made)
         (temporary / EXTRA_FOLDER).mkdir(exist_ok=True)
+        if evaluated is not None:
+            shutil.copytree(evaluated, temporary / EVALUATED_FOLDER)
         contract = make_contract(preprocessor.spec) | {
+            "trained_through": preprocessor.statistics.last_day,
             "vocabularies": preprocessor.statistics.vocabularies,
             "scenarios": list(preprocessor.known_scenarios),
             "outputs": _describe_outputs(model, preprocessor.spec),
@@ -82,7 +92,9 @@ def export_model(
         }
         (temporary / CONTRACT_FILE).write_text(json.dumps(contract, indent=2))
         (temporary / CARD_FILE).write_text(
-            model_card.format_card(model, preprocessor, card or {})
+            model_card.format_card(
+                model, preprocessor, card or {}, is_refit=evaluated is not None
+            )
         )
         _write_warmup(temporary / WARMUP_FILE, preprocessor, made)
     return version

@@ -9,10 +9,18 @@ from m2m_tf.features import Preprocessor
 from m2m_tf.models import ForecastModel
 
 _PACKAGES = ("tensorflow", "keras", "numpy")
+_REFIT = (
+    "The model that these scores are of had not seen the test split. This one "
+    "was then trained anew with the same settings on all days, those of the "
+    "validation and the test split as well, so it has no scores of its own."
+)
 
 
 def format_card(
-    model: ForecastModel, preprocessor: Preprocessor, known: Mapping
+    model: ForecastModel,
+    preprocessor: Preprocessor,
+    known: Mapping,
+    is_refit: bool = False,
 ) -> str:
     """The card of a model (Mitchell et al., "Model Cards", FAT* 2019).
 
@@ -21,6 +29,8 @@ def format_card(
         preprocessor: The one inside of it.
         known: What is known of its making, each part optional: `metrics` (what
             metrics.json of a run holds) and `settings` (plain values).
+        is_refit: Whether the scores are of an earlier model, and this one was
+            trained on the days of these scores, too.
 
     Returns:
         Markdown.
@@ -40,10 +50,12 @@ def format_card(
         "",
         "## Data",
         "",
-        f"Days from {spec.start} to {spec.end}. Samples: "
+        f"Days from {spec.start} to {spec.end}; the last one that anything "
+        f"was learned from is {preprocessor.statistics.last_day}. Samples: "
         + ", ".join(
             f"{count:,} {split}"
             for split, count in preprocessor.statistics.num_samples.items()
+            if count
         )
         + ". Scenarios: "
         + ", ".join(preprocessor.known_scenarios)
@@ -51,6 +63,8 @@ def format_card(
     ]
     if metrics is not None:
         lines += ["", *_fingerprint(metrics), "", "## Scores", ""]
+        if is_refit:
+            lines += [_REFIT, ""]
         lines += [*_scores(metrics, model.name)]
     if "settings" in known:
         lines += ["", "## Settings", "", "```json"]
@@ -112,5 +126,5 @@ def _limits(metrics):
     yield "  forecast as unknown ones, with less to go by."
     yield "- Forecasts are of what would come of things as they are: no effect"
     yield "  of an action is estimated."
-    yield "- Training ended with the days above: what has changed since is not"
-    yield "  in the model. Score it anew before relying on it."
+    yield "- What has changed since the last day that it has learned from is"
+    yield "  not in the model. Score it anew before relying on it."

@@ -121,8 +121,9 @@ class RunLogs(keras.callbacks.Callback):
             for at, loss in self._losses:
                 tf.summary.scalar("loss/total", loss, at)
             _write_scalars(train, step)
-        with self._writers[_VALIDATION].as_default():
-            _write_scalars(validation | self._cells(), step)
+        if validation:
+            with self._writers[_VALIDATION].as_default():
+                _write_scalars(validation | self._cells(), step)
         if self._record.best_epoch() == epoch:
             with self._writers[_BEST].as_default():
                 _write_scalars(

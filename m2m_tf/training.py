@@ -8,6 +8,7 @@ import os
 import pathlib
 import statistics
 import time
+from collections.abc import Mapping, Sequence
 
 import keras
 import tensorflow as tf
@@ -110,7 +111,7 @@ def train(
         means.
 
     Raises:
-        TrainingError: If no epoch gave a finite validation loss.
+        TrainingError: If no epoch gave a finite loss.
 
     Example:
 
@@ -122,19 +123,101 @@ def train(
     >>> len(history)
     2
     """
-    folder = pathlib.Path(folder)
-    if settings.members == 1:
-        return _train_network(data, model_settings, settings, folder)
-    places = [
-        folder / f"{MEMBER_PREFIX}{index}" for index in range(settings.members)
+    epochs = [settings.epochs] * settings.members
+    return _train(data, model_settings, settings, pathlib.Path(folder), epochs)
+
+
+def refit(
+    data: ForecastData,
+    model_settings: ModelSettings,
+    settings: TrainingSettings,
+    trained: str | os.PathLike,
+    folder: str | os.PathLike,
+) -> list[dict]:
+    """Trains a judged model anew, on the days that it was judged by as well.
+
+    A model that is chosen and scored on the last weeks has never learned from
+    them. This one has seen them, so no score of its own can be had: it is
+    trained by the same settings, each network for as many epochs as were best
+    for the one before it, its learning rate decaying as it did then. It can be
+    killed and run again, as `train` can.
+
+    Args:
+        data: The same data with `holdout=False`.
+        model_settings: What `train` has trained.
+        settings: How.
+        trained: Folder that `train` has left.
+        folder: Gets what `train` leaves.
+
+    Returns:
+        As `train` does, without validation scores.
+
+    Raises:
+        ValueError: If `data` holds days out.
+        FileNotFoundError: If `trained` holds no finished training.
+        TrainingError: If no epoch gave a finite loss.
+
+    Example:
+
+    >>> small = ModelSettings(view_dim=8, knowledge_dim=4, num_meta_layers=1)
+    >>> short = TrainingSettings(epochs=2)
+    >>> history = train(data, small, short, "runs/second")
+    Epoch 1/2
+    ...
+    >>> all_days = ForecastData.prepare(data.spec, "records", holdout=False)
+    >>> history = refit(all_days, small, short, "runs/second", "runs/refit")
+    Epoch 1/...
+    """
+    if data.splits.validation:
+        raise ValueError(
+            "A refit is trained on all days, but `data` holds some out. "
+            "Prepare it with `holdout=False`. Received: data with "
+            f"{len(data.splits.validation)} validation cutoffs"
+        )
+    places = _places(pathlib.Path(trained), settings.members)
+    epochs = [
+        1 + best_epoch(files.read_json(place / HISTORY_FILE))
+        for place in places
     ]
+    return _train(data, model_settings, settings, pathlib.Path(folder), epochs)
+
+
+def best_epoch(history: Sequence[Mapping[str, float]]) -> int | None:
+    """Index of the epoch with the lowest finite validation loss.
+
+    Without validation it is the last one with a finite loss.
+
+    Example:
+
+    >>> best_epoch([{"val_loss": 3.0}, {"val_loss": 2.0}, {"val_loss": 4.0}])
+    1
+    """
+    scores = {}
+    for index, row in enumerate(history):
+        if math.isfinite(row.get("val_loss", row.get("loss"))):
+            scores[index] = row.get("val_loss", -index)
+    return min(scores, key=scores.__getitem__, default=None)
+
+
+def _places(folder, members):
+    """Folders of the networks that a model is made of."""
+    if members == 1:
+        return [folder]
+    return [folder / f"{MEMBER_PREFIX}{index}" for index in range(members)]
+
+
+def _train(data, model_settings, settings, folder, epochs):
+    """`train`, each network for a number of epochs of its own."""
+    if settings.members == 1:
+        return _train_network(data, model_settings, settings, folder, epochs[0])
+    places = _places(folder, settings.members)
     for index, place in enumerate(places):
         if place.exists():
             continue
         seed = settings.seed * settings.members + index
         one = dataclasses.replace(settings, members=1, seed=seed)
         unfinished = folder / f"unfinished_{index}"
-        _train_network(data, model_settings, one, unfinished)
+        _train_network(data, model_settings, one, unfinished, epochs[index])
         unfinished.rename(place)
     history = _mean_history(
         [files.read_json(place / HISTORY_FILE) for place in places]
@@ -145,7 +228,7 @@ def train(
     return history
 
 
-def _train_network(data, model_settings, settings, folder):
+def _train_network(data, model_settings, settings, folder, epochs):
     folder.mkdir(parents=True, exist_ok=True)
     _clear_session()
     # TensorFlow compares a shuffle's seed with 0 in Python when the global
@@ -165,7 +248,7 @@ def _train_network(data, model_settings, settings, folder):
     compile_model(model, data, settings, steps * settings.epochs)
     record = RunRecord(folder, settings.patience, epoch, steps)
     record.restore(model)
-    if not record.is_finished(settings.epochs):
+    if not record.is_finished(epochs):
         logs = tensorboard.RunLogs(
             data,
             tensorboard.setting_values(data, model_settings, settings),
@@ -175,8 +258,12 @@ def _train_network(data, model_settings, settings, folder):
         )
         model.fit(
             batches,
-            validation_data=data.validation(settings.batch_size),
-            epochs=settings.epochs,
+            validation_data=(
+                data.validation(settings.batch_size)
+                if data.splits.validation
+                else None
+            ),
+            epochs=epochs,
             initial_epoch=record.epochs_done,
             # tf.data shuffles; the argument only concerns arrays.
             shuffle=False,
@@ -184,7 +271,7 @@ def _train_network(data, model_settings, settings, folder):
         )
     if not (folder / MODEL_FILE).exists():
         raise TrainingError(
-            "No epoch gave a finite validation loss. Lower `learning_rate`, "
+            "No epoch gave a finite loss. Lower `learning_rate`, "
             "or set the tasks' `weight` to inverse_mean. Received: "
             f"learning_rate={settings.learning_rate}"
         )
@@ -267,10 +354,8 @@ class RunRecord(keras.callbacks.Callback):
             path.unlink()
 
     def best_epoch(self) -> int | None:
-        """Index of the epoch with the lowest finite validation loss."""
-        losses = [row["val_loss"] for row in self.history]
-        finite = [index for index, x in enumerate(losses) if math.isfinite(x)]
-        return min(finite, key=losses.__getitem__, default=None)
+        """Index of the epoch whose model is kept, see `best_epoch`."""
+        return best_epoch(self.history)
 
     def on_epoch_begin(self, epoch, logs=None):
         del logs

@@ -87,7 +87,13 @@ def make_steps(config: RunConfig) -> list[Step]:
                 _in_folder("tables"),
             )
         ]
-    return source + [
+    refit = []
+    if config.refit:
+        refit = [
+            Step("refit", steps.refit, lambda work: None, _in_folder("refit"))
+        ]
+    return [
+        *source,
         Step(
             "records",
             steps.make_records,
@@ -111,6 +117,7 @@ def make_steps(config: RunConfig) -> list[Step]:
                 "metrics.json", "test_forecasts.parquet", "plots", "report.html"
             ),
         ),
+        *refit,
         Step(
             "export",
             steps.export,

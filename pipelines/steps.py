@@ -2,6 +2,7 @@
 
 import dataclasses
 import hashlib
+import tempfile
 
 from m2m_tf import evaluation_run, export as exporting, files, training
 from m2m_tf.config import DatasetSpec, to_values
@@ -10,6 +11,7 @@ from m2m_tf.data.dataset import ForecastData
 from m2m_tf.serving import batch_scoring, pushing
 
 TRAINING_FOLDER = "training"
+REFIT_FOLDER = "refit"
 METRICS_FILE = "metrics.json"
 
 
@@ -78,20 +80,25 @@ def evaluate(work) -> None:
     )
 
 
+def refit(work) -> None:
+    """Trains the evaluated model anew on all days."""
+    training.refit(
+        ForecastData.prepare(work.spec, work.folder / "records", holdout=False),
+        work.config.model,
+        work.config.training,
+        work.folder / TRAINING_FOLDER,
+        work.folder / REFIT_FOLDER,
+    )
+
+
 def export(work) -> None:
     """Writes the servable model into the run's folder."""
-    version = exporting.export_model(
-        training.load_model(work.folder / TRAINING_FOLDER),
-        _data(work).preprocessor,
-        work.exported,
-        card={
-            "metrics": files.read_json(work.folder / METRICS_FILE),
-            "settings": {
-                "model": to_values(work.config.model),
-                "training": to_values(work.config.training),
-            },
-        },
-    )
+    if not work.config.refit:
+        version = _export(work, TRAINING_FOLDER, work.exported)
+    else:
+        with tempfile.TemporaryDirectory() as folder:
+            evaluated = _export(work, TRAINING_FOLDER, folder)
+            version = _export(work, REFIT_FOLDER, work.exported, evaluated)
     print(f"exported to {version}")
 
 
@@ -124,8 +131,25 @@ def table_fingerprints(spec_path) -> dict[str, str]:
     return {name: _hash(path) for name, path in paths.items()}
 
 
-def _data(work):
-    return ForecastData.load(work.spec, work.folder / "records")
+def _data(work, holdout=True):
+    return ForecastData.load(work.spec, work.folder / "records", holdout)
+
+
+def _export(work, trained, folder, evaluated=None):
+    """Exports what lies in the run's folder `trained`."""
+    return exporting.export_model(
+        training.load_model(work.folder / trained),
+        _data(work, holdout=trained == TRAINING_FOLDER).preprocessor,
+        folder,
+        card={
+            "metrics": files.read_json(work.folder / METRICS_FILE),
+            "settings": {
+                "model": to_values(work.config.model),
+                "training": to_values(work.config.training),
+            },
+        },
+        evaluated=evaluated,
+    )
 
 
 def _hash(path):

@@ -26,6 +26,15 @@ def clinic_data(clinic_spec, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
+def all_days(clinic_spec, clinic_data, tmp_path_factory):
+    """The same with nothing held out."""
+    from m2m_tf.data.dataset import ForecastData
+
+    folder = tmp_path_factory.mktemp("records_of_all_days")
+    return ForecastData.prepare(clinic_spec, folder, holdout=False)
+
+
+@pytest.fixture(scope="session")
 def trained(clinic_data, tmp_path_factory):
     """Folder with a model trained for two epochs, and its history."""
     from m2m_tf import training

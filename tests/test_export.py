@@ -1,3 +1,4 @@
+import filecmp
 import json
 import subprocess
 import sys
@@ -8,12 +9,14 @@ import tensorflow as tf
 from tables import example_of
 from tensorflow_serving.apis import prediction_log_pb2
 
-from m2m_tf import training
+from m2m_tf import files, training
 from m2m_tf.data import schema
+from m2m_tf.evaluation import METRIC_TITLES
 from m2m_tf.evaluation_run import evaluate_run
 from m2m_tf.export import (
     CARD_FILE,
     CONTRACT_FILE,
+    EVALUATED_FOLDER,
     WARMUP_FILE,
     export_model,
 )
@@ -35,6 +38,13 @@ second = model.signatures["serving_default"](examples=tf.constant(examples))
 np.savez(sys.argv[3], **{"a_" + k: v for k, v in first.items()},
          **{"b_" + k: v for k, v in second.items()})
 """
+
+
+SCORES = {
+    "data_fingerprint": {"panel": "0123"},
+    "forecasts": {"m2m": {"overall": dict.fromkeys(METRIC_TITLES)}},
+    "cells": [],
+}
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +185,30 @@ def test_card_tells_of_data_scores_and_settings(
     assert f"| {cell['nmae']:.3f} | {median['nmae']:.3f} |" in text
     assert "SMAPE of the median" in text
     assert "Poisson deviance of the median" not in text
+
+
+def test_a_refit_model_keeps_the_one_that_was_judged(
+    clinic_data, all_days, trained, exported, tmp_path
+):
+    model = training.load_model(trained[0])
+    card = {"metrics": SCORES}
+    version = export_model(
+        model, all_days.preprocessor, tmp_path, card, exported / "1"
+    )
+    kept = version / EVALUATED_FOLDER
+    assert not filecmp.dircmp(kept, exported / "1").diff_files
+    assert tf.saved_model.load(str(kept)).signatures["predict"]
+    through = [
+        files.read_json(place / CONTRACT_FILE)["trained_through"]
+        for place in (version, kept)
+    ]
+    assert through == ["2025-06-28", "2025-05-31"]
+    text = (version / CARD_FILE).read_text()
+    assert "learned from is 2025-06-28" in text and " train. " in text
+    assert "so it has no scores of its own" in text
+    text = format_card(model, clinic_data.preprocessor, card)
+    assert "learned from is 2025-05-31" in text and " test. " in text
+    assert "no scores of its own" not in text
 
 
 def test_versions_count_up_and_a_failure_leaves_none(

@@ -12,6 +12,7 @@ import pytest
 from tables import SMALL_MODEL, SMALL_TRAINING
 
 from m2m_tf import config, files, training
+from m2m_tf.data.dataset import ForecastData
 
 TESTS = pathlib.Path(__file__).parent
 # Trains the clinics in a process of its own, so that it can be killed.
@@ -196,6 +197,56 @@ def test_only_the_newest_backup_is_kept(tmp_path):
     assert names == ["0003.weights.h5"]
 
 
+def test_without_validation_the_last_finite_epoch_is_kept():
+    rows = [{"loss": x} for x in (3.0, 2.0, 2.5, float("nan"))]
+    assert training.best_epoch(rows) == 2
+    assert training.best_epoch(rows[3:]) is None
+    assert training.best_epoch([]) is None
+
+
+@pytest.mark.slow
+def test_refit_repeats_the_training_on_all_days(prepared, tmp_path):
+    _, records, data = prepared
+    all_days = ForecastData.prepare(data.spec, records, holdout=False)
+    settings = dataclasses.replace(SMALL_TRAINING, epochs=3, members=2)
+    evaluated = tmp_path / "evaluated"
+    training.train(data, SMALL_MODEL, settings, evaluated)
+    # As if the second network had been best after its first epoch.
+    path = evaluated / "member_1" / "history.json"
+    rows = files.read_json(path)
+    files.write_json(path, [rows[0] | {"val_loss": -1.0}, *rows[1:]])
+    best = training.best_epoch(
+        files.read_json(evaluated / "member_0" / "history.json")
+    )
+    folder = tmp_path / "refit"
+    training.refit(all_days, SMALL_MODEL, settings, evaluated, folder)
+    lengths = [
+        len(files.read_json(folder / f"member_{index}" / "history.json"))
+        for index in (0, 1)
+    ]
+    assert lengths == [best + 1, 1]
+    model = training.load_model(folder)
+    inputs, _ = next(iter(all_days.train(8)))
+    assert np.isfinite(model.predict(inputs, verbose=0)["visits"]).all()
+    assert not all(
+        np.array_equal(ours, theirs)
+        for ours, theirs in zip(
+            weights(folder), weights(evaluated), strict=True
+        )
+    )
+    # As many steps as all days have batches, not only the training days.
+    steps = int(all_days.train(settings.batch_size).cardinality())
+    assert steps > int(data.train(settings.batch_size).cardinality())
+
+
+def test_refit_wants_all_days(clinic_data, trained, tmp_path):
+    with pytest.raises(ValueError, match="holdout=False"):
+        training.refit(
+            clinic_data, SMALL_MODEL, SMALL_TRAINING, trained[0], tmp_path
+        )
+    assert not list(tmp_path.iterdir())
+
+
 def test_diverging_training_says_what_to_change(clinic_data, tmp_path):
     settings = dataclasses.replace(SMALL_TRAINING, learning_rate=1e6, epochs=1)
     with pytest.raises(training.TrainingError, match="Lower `learning_rate`"):
@@ -219,11 +270,11 @@ def test_members_are_joined_and_finished_ones_are_kept(
     seeds = []
     train_network = training._train_network
 
-    def killed_once(data, model_settings, settings, folder):
+    def killed_once(data, model_settings, settings, *rest):
         seeds.append(settings.seed)
         if len(seeds) == 2:
             raise KeyboardInterrupt
-        return train_network(data, model_settings, settings, folder)
+        return train_network(data, model_settings, settings, *rest)
 
     monkeypatch.setattr(training, "_train_network", killed_once)
     with pytest.raises(KeyboardInterrupt):

@@ -13,6 +13,7 @@ from m2m_tf.data import input_pipeline, panel, tfds_builder, windows
 from m2m_tf.features import Preprocessor, fit_preprocessor
 
 _PREPROCESSOR_FILE = "preprocessor.json"
+_PREPROCESSOR_OF_ALL_FILE = "preprocessor_of_all_days.json"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -23,6 +24,7 @@ class ForecastData:
         spec: The dataset spec.
         records: Dataset of series records.
         preprocessor: Fitted on the training days.
+        splits: Cutoffs of each split.
 
     Example:
 
@@ -35,14 +37,21 @@ class ForecastData:
     spec: DatasetSpec
     records: tf.data.Dataset
     preprocessor: Preprocessor
+    splits: windows.Splits
 
     @classmethod
     def prepare(
-        cls, spec: DatasetSpec, folder: str | os.PathLike
+        cls, spec: DatasetSpec, folder: str | os.PathLike, holdout: bool = True
     ) -> "ForecastData":
         """Validates the tables, writes records and fits the preprocessor.
 
         What already lies in `folder` for this spec is used as it is.
+
+        Args:
+            spec: The dataset spec.
+            folder: Folder of the records.
+            holdout: Whether days are held out to validate and to test. Without
+                them every day is there to train on, see `training.refit`.
 
         Raises:
             DataValidationError: If the tables break the data contract.
@@ -52,30 +61,28 @@ class ForecastData:
         summary = panel.validate_tables(spec)
         builder = tfds_builder.prepare_records(spec, folder, summary.entities)
         records = tfds_builder.read_records(builder)
-        path = pathlib.Path(builder.data_dir) / _PREPROCESSOR_FILE
+        path = _preprocessor_path(builder, holdout)
         if not path.exists():
-            preprocessor = fit_preprocessor(spec, records)
+            preprocessor = fit_preprocessor(
+                spec, records, _make_splits(spec, holdout)
+            )
             files.write_text(path, json.dumps(preprocessor.get_config()))
-        return cls.load(spec, folder)
+        return cls.load(spec, folder, holdout)
 
     @classmethod
     def load(
-        cls, spec: DatasetSpec, folder: str | os.PathLike
+        cls, spec: DatasetSpec, folder: str | os.PathLike, holdout: bool = True
     ) -> "ForecastData":
         """Opens what `prepare` has written for this spec."""
         builder = tfds_builder.PanelSeries(spec=spec, data_dir=folder)
-        path = pathlib.Path(builder.data_dir) / _PREPROCESSOR_FILE
+        path = _preprocessor_path(builder, holdout)
         config = json.loads(path.read_text(encoding="utf-8"))
         return cls(
             spec,
             tfds_builder.read_records(builder),
             Preprocessor.from_config(config),
+            _make_splits(spec, holdout),
         )
-
-    @property
-    def splits(self) -> windows.Splits:
-        """Cutoffs of each split."""
-        return windows.make_splits(self.spec)
 
     def num_samples(self, split: str) -> int:
         """Samples of a split."""
@@ -107,11 +114,11 @@ class ForecastData:
         )
 
     def validation(self, batch_size: int) -> tf.data.Dataset:
-        """Every validation sample, in order."""
+        """Every validation sample, in order; none if nothing is held out."""
         return self._in_order("validation", batch_size)
 
     def test(self, batch_size: int) -> tf.data.Dataset:
-        """Every test sample, in order."""
+        """Every test sample, in order; none if nothing is held out."""
         return self._in_order("test", batch_size)
 
     def raw(self, split: str, batch_size: int) -> tf.data.Dataset:
@@ -130,3 +137,14 @@ class ForecastData:
         )
         steps = -(-self.num_samples(split) // batch_size)
         return batches.apply(tf.data.experimental.assert_cardinality(steps))
+
+
+def _make_splits(spec, holdout):
+    if holdout:
+        return windows.make_splits(spec)
+    return windows.hold_nothing_out(spec)
+
+
+def _preprocessor_path(builder, holdout):
+    name = _PREPROCESSOR_FILE if holdout else _PREPROCESSOR_OF_ALL_FILE
+    return pathlib.Path(builder.data_dir) / name

@@ -95,14 +95,7 @@ def make_splits(spec: DatasetSpec) -> Splits:
     >>> make_splits(data.spec).validation
     (98,)
     """
-    cutoffs = all_cutoffs(spec)
-    if not cutoffs:
-        raise SplitError(
-            f"The panel covers {spec.num_days} days ({spec.start} to "
-            f"{spec.end}), fewer than lookback + horizon = "
-            f"{spec.lookback + spec.horizon}. Give more days or a shorter "
-            "lookback."
-        )
+    cutoffs = _some_cutoffs(spec)
     if isinstance(spec.split, SplitDates):
         train, validation, test = _split_by_dates(spec, cutoffs)
     else:
@@ -119,15 +112,34 @@ def make_splits(spec: DatasetSpec) -> Splits:
     return splits
 
 
-def last_fit_day(spec: DatasetSpec) -> int:
+def hold_nothing_out(spec: DatasetSpec) -> Splits:
+    """Every cutoff to train on: for a model that has been judged already.
+
+    Raises:
+        SplitError: If there is no cutoff.
+
+    Example:
+
+    >>> hold_nothing_out(data.spec).train[-1] == data.splits.test[-1]
+    True
+    """
+    return Splits(_some_cutoffs(spec), (), ())
+
+
+def last_fit_day(spec: DatasetSpec, splits: Splits | None = None) -> int:
     """The last training label day: nothing fitted may see a later one.
+
+    Args:
+        spec: The dataset spec.
+        splits: Its splits, if not those of `make_splits`.
 
     Example:
 
     >>> last_fit_day(data.spec) == data.splits.train[-1] + data.spec.horizon
     True
     """
-    return make_splits(spec).train[-1] + spec.horizon
+    splits = splits or make_splits(spec)
+    return splits.train[-1] + spec.horizon
 
 
 def stack_series(spec: DatasetSpec, records: dict) -> dict:
@@ -313,6 +325,18 @@ def scenario_totals(spec: DatasetSpec, values) -> tf.Tensor | None:
     return tf.ensure_shape(
         tf.broadcast_to(totals, tf.shape(values)), values.shape
     )
+
+
+def _some_cutoffs(spec):
+    cutoffs = all_cutoffs(spec)
+    if not cutoffs:
+        raise SplitError(
+            f"The panel covers {spec.num_days} days ({spec.start} to "
+            f"{spec.end}), fewer than lookback + horizon = "
+            f"{spec.lookback + spec.horizon}. Give more days or a shorter "
+            "lookback."
+        )
+    return cutoffs
 
 
 def _split_by_shares(spec, cutoffs):

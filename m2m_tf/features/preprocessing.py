@@ -42,6 +42,8 @@ class Statistics:
         label_means: Mean training label of each task.
         whole_labels: Whether all training labels of a task are whole numbers.
         num_samples: Samples of each split.
+        last_day: Last day that anything was fitted on, and the last training
+            label's, as an ISO date.
 
     Example:
 
@@ -57,6 +59,7 @@ class Statistics:
     label_means: list[float]
     whole_labels: list[bool]
     num_samples: dict[str, int]
+    last_day: str
 
 
 @keras.saving.register_keras_serializable("m2m_tf")
@@ -330,21 +333,24 @@ def dense_features(spec: DatasetSpec, raw: dict):
 
 
 def fit_preprocessor(
-    spec: DatasetSpec, records: tf.data.Dataset
+    spec: DatasetSpec,
+    records: tf.data.Dataset,
+    splits: windows.Splits | None = None,
 ) -> Preprocessor:
     """Fits edges, vocabularies and means on training days only.
 
     Args:
         spec: The dataset spec; its tables must have been validated.
         records: The records made from these tables.
+        splits: Cutoffs of each split, if not those of `make_splits`.
 
     Example:
 
     >>> fit_preprocessor(data.spec, data.records).known_scenarios
     ('booked', 'video', 'walk_in')
     """
-    splits = windows.make_splits(spec)
-    last = windows.date_of(spec, windows.last_fit_day(spec))
+    splits = splits or windows.make_splits(spec)
+    last = windows.date_of(spec, windows.last_fit_day(spec, splits))
     rows = panel.read_panel(spec).filter(pl.col(spec.date) <= last)
     draft = Statistics(
         edges=_fit_edges(spec, rows),
@@ -354,6 +360,7 @@ def fit_preprocessor(
         dense_std=[],
         label_means=[],
         whole_labels=[],
+        last_day=last.isoformat(),
         num_samples={
             name: input_pipeline.count_samples(
                 records, spec, getattr(splits, name)
@@ -362,7 +369,7 @@ def fit_preprocessor(
         },
     )
     for name, count in draft.num_samples.items():
-        if not count:
+        if getattr(splits, name) and not count:
             raise windows.SplitError(
                 f"The {name} split has no sample: no (entity, scenario) has a "
                 f"non-zero {spec.activity!r} in a lookback. Check `activity` "

@@ -20,7 +20,7 @@ from m2m_tf.baselines import naive
 from m2m_tf.config import PushSettings
 from m2m_tf.data import schema, windows
 from m2m_tf.data.dataset import ForecastData
-from m2m_tf.export import CONTRACT_FILE, EXTRA_FOLDER
+from m2m_tf.export import CONTRACT_FILE, EVALUATED_FOLDER, EXTRA_FOLDER
 from m2m_tf.signatures import (
     PREDICT,
     PREDICT_ALL_SCENARIOS,
@@ -32,7 +32,8 @@ from m2m_tf.versions import latest_version, next_version, versions_of
 RECEIPT_FILE = f"{EXTRA_FOLDER}/push.json"
 _LOCK_FILE = ".push.lock"
 _BATCH = 1024
-_CANDIDATE, _SERVING = "candidate", "serving"
+_CANDIDATE, _REFIT, _SERVING = "candidate", "refit", "serving"
+_MODELS = (_CANDIDATE, _REFIT, _SERVING)
 _NAIVE = (naive.LAST_WEEK, naive.HISTORY_MEAN)
 # What must not differ between a version and the next: callers rely on it.
 _FIXED = ("lookback", "horizon", "inputs", "sequence_columns")
@@ -64,6 +65,11 @@ def push(
     settings: PushSettings | None = None,
 ) -> pathlib.Path:
     """Publishes a model as the next version, if it is no step back.
+
+    Of a model that was trained anew on all days (`training.refit`), the one
+    that was evaluated before is judged in its place, and compared with that of
+    the newest version: neither has seen the test rows. It must itself be no
+    worse than the naive forecasts there.
 
     On the same test rows no slice (task × scenario) of at least `min_samples`
     rows may be worse than the naive forecasts, or than the newest version of
@@ -106,8 +112,10 @@ def push(
         if serving is not None:
             _check_same_contract(candidate, serving, settings.new_scenarios)
         rivals = {_CANDIDATE: candidate}
+        if (judged := _judged(candidate)) != candidate:
+            rivals = {_CANDIDATE: judged, _REFIT: candidate}
         if serving is not None:
-            rivals[_SERVING] = serving
+            rivals[_SERVING] = _judged(serving)
         sample, first = _forecast_test_rows(rivals, data)
         slices, problems = _compare(data, sample, settings)
         if problems:
@@ -209,9 +217,10 @@ def _check_same_contract(candidate, serving, new_scenarios):
 def _forecast_test_rows(versions, data):
     """Labels, scenarios, and forecasts of all versions and naive ones.
 
-    Beside them the first rows by themselves: what the candidate was given,
-    and what it said.
+    Beside them the first rows by themselves: what the model to be published
+    was given, and what it said.
     """
+    published = _REFIT if _REFIT in versions else _CANDIDATE
     spec = data.spec
     names = list(schema.raw_features(spec))
     # The models live as long as their signatures are used.
@@ -241,7 +250,7 @@ def _forecast_test_rows(versions, data):
                 row[key + evaluation.MEDIAN_SUFFIX] = _columns(
                     told, spec, "median"
                 )
-            if first is None and key == _CANDIDATE:
+            if not parts and key == published:
                 first = tuple(
                     {k: np.asarray(x)[:_SMOKE_ROWS] for k, x in values.items()}
                     for values in (inputs, told)
@@ -257,6 +266,12 @@ def _columns(told, spec, part):
         [told[output_name(task, part)].numpy() for task in spec.task_names],
         axis=1,
     )
+
+
+def _judged(version):
+    """Where the model lies that a version's scores are of."""
+    evaluated = version / EVALUATED_FOLDER
+    return evaluated if evaluated.exists() else version
 
 
 def _check_fresh_process(candidate, inputs, expected):
@@ -297,7 +312,9 @@ def _compare(data, sample, settings):
     """Scores of each slice, and what is wrong with the candidate."""
     names = sorted(set(sample["scenario"]))
     tasks = data.spec.task_names
-    ours = {k: x for k, x in sample.items() if k.startswith(_CANDIDATE)}
+    ours = {
+        k: x for k, x in sample.items() if k.startswith((_CANDIDATE, _REFIT))
+    }
     for name, values in ours.items():
         bad = ~np.isfinite(values) | (values < 0)
         if bad.any():
@@ -311,7 +328,7 @@ def _compare(data, sample, settings):
         {
             name: values
             for name, values in sample.items()
-            if name in _NAIVE or name.startswith((_CANDIDATE, _SERVING))
+            if name in _NAIVE or name.startswith(_MODELS)
         },
         np.searchsorted(names, sample["scenario"]),
         tasks,
@@ -322,6 +339,11 @@ def _compare(data, sample, settings):
         for rival in (*_NAIVE, _SERVING)
         if rival in scores
     ]
+    if _REFIT in scores:
+        checks += [
+            ("Poisson deviance", "poisson_deviance", _REFIT, rival)
+            for rival in _NAIVE
+        ]
     median = evaluation.MEDIAN_SUFFIX
     if _SERVING + median in scores:
         medians = (_CANDIDATE + median, _SERVING + median)
@@ -341,7 +363,7 @@ def _compare(data, sample, settings):
             if value > bar + settings.tolerance * least:
                 problems.append(
                     f"{cell['task']} in {cell['scenario']}: {text} of the "
-                    f"candidate {value:.4g}, of "
+                    f"{ours.removesuffix(median)} {value:.4g}, of "
                     f"{theirs.removesuffix(median)} {bar:.4g}"
                 )
         slices.append(row)

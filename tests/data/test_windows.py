@@ -247,12 +247,26 @@ def test_label_periods_of_splits_are_apart(
         previous_end = cutoffs[-1] + horizon
 
 
-def test_too_few_days_say_how_many_are_needed(clinic_spec):
+def test_without_held_out_days_all_cutoffs_are_there_to_train_on(clinic_spec):
+    splits = windows.hold_nothing_out(clinic_spec)
+    last = clinic_spec.num_days - 1
+    assert splits.train[-1] + clinic_spec.horizon == last
+    assert windows.last_fit_day(clinic_spec, splits) == last
+    held_out = windows.make_splits(clinic_spec)
+    for name in windows.SPLIT_NAMES:
+        assert set(getattr(held_out, name)) < set(splits.train)
+    assert splits.validation == splits.test == ()
+
+
+@pytest.mark.parametrize(
+    "make", [windows.make_splits, windows.hold_nothing_out]
+)
+def test_too_few_days_say_how_many_are_needed(clinic_spec, make):
     spec = dataclasses.replace(
         clinic_spec, end=clinic_spec.start + datetime.timedelta(days=20)
     )
     with pytest.raises(windows.SplitError, match=r"21 days.*= 35\."):
-        windows.make_splits(spec)
+        make(spec)
 
 
 def test_empty_split_is_named(clinic_spec):

@@ -157,6 +157,24 @@ def test_nothing_after_the_last_training_day_moves_what_is_fitted(tmp_path):
     assert ours == theirs
 
 
+def test_without_held_out_days_all_days_are_fitted_on(clinic_data, all_days):
+    ours = all_days.preprocessor.statistics
+    held_out = clinic_data.preprocessor.statistics
+    spec = all_days.spec
+    assert ours.last_day == spec.end.isoformat()
+    last = windows.date_of(spec, windows.last_fit_day(spec))
+    assert held_out.last_day == last.isoformat() < ours.last_day
+    counts = ours.num_samples
+    assert counts["validation"] == counts["test"] == 0
+    assert counts["train"] > sum(held_out.num_samples.values())
+    labels = np.concatenate(
+        [batch["labels"] for batch in all_days.raw("train", 64)]
+    )
+    assert len(labels) == counts["train"]
+    np.testing.assert_allclose(ours.label_means, labels.mean(0), rtol=1e-5)
+    assert ours.label_means != held_out.label_means
+
+
 def test_quantile_edges():
     assert quantile_edges(np.zeros(5)) == []
     assert quantile_edges(np.array([0.0, 2.0, 2.0, np.nan])) == []

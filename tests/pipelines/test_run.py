@@ -12,6 +12,7 @@ from tables import write_clinic_tables
 
 from m2m_tf import files
 from m2m_tf.config import RunConfig, to_values
+from m2m_tf.export import CONTRACT_FILE, EVALUATED_FOLDER
 from m2m_tf.versions import versions_of
 from pipelines import cli, local_runner, steps
 from pipelines.pipeline import make_steps
@@ -129,6 +130,41 @@ def test_one_word_swaps_the_model(workspace, capsys):
     assert len(list((run / "plots").glob("*.png"))) == 3
     assert "mmoe on clinics" in (run / "report.html").read_text()
     assert pl.read_parquet(run / "forecasts.parquet").height == 36
+
+
+@pytest.mark.slow
+def test_refit_serves_what_has_learned_from_all_days(workspace, capsys):
+    write_config(
+        workspace,
+        workspace / "tables/spec.yaml",
+        name="fresh",
+        evaluation={},
+        refit=True,
+    )
+    out = run_again(workspace, capsys, "fresh.yaml")
+    assert "[4/7] refit: done" in out
+    run = workspace / "runs" / "fresh"
+    version = workspace / "saved_models/fresh/1"
+    through = [
+        files.read_json(place / CONTRACT_FILE)["trained_through"]
+        for place in (version, version / EVALUATED_FOLDER)
+    ]
+    assert through == ["2025-06-28", "2025-05-31"]
+    forecasts, before = (
+        pl.read_parquet(workspace / "runs" / name / "forecasts.parquet")
+        for name in ("fresh", "clinics")
+    )
+    assert forecasts.height == before.height
+    assert not forecasts.equals(before)
+    # The scores are of the model that has not seen the test split.
+    scores, same = (
+        files.read_json(workspace / "runs" / name / "metrics.json")["overall"]
+        for name in ("fresh", "clinics")
+    )
+    assert scores == same
+    assert not list(run.rglob(".tmp-*"))
+    again = run_again(workspace, capsys, "fresh.yaml")
+    assert again.count("unchanged, skipped") == 7
 
 
 @pytest.mark.slow

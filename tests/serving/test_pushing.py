@@ -14,7 +14,7 @@ from tables import SMALL_MODEL
 
 from m2m_tf import files
 from m2m_tf.config import PushSettings
-from m2m_tf.export import CONTRACT_FILE, export_model
+from m2m_tf.export import CONTRACT_FILE, EVALUATED_FOLDER, export_model
 from m2m_tf.models import build_model
 from m2m_tf.serving import pushing
 from m2m_tf.serving.pushing import RECEIPT_FILE, PushRefused, push, rollback
@@ -58,6 +58,20 @@ def export_changed(clinic_data, folder, change):
     return folder
 
 
+@pytest.fixture(scope="module")
+def worse(clinic_data, tmp_path_factory):
+    """A model that is worse than the naive forecasts."""
+    folder = tmp_path_factory.mktemp("worse")
+    return export_changed(clinic_data, folder, lambda w: w + 0.1)
+
+
+@pytest.fixture(scope="module")
+def not_finite(clinic_data, tmp_path_factory):
+    """A model whose forecasts are not finite."""
+    folder = tmp_path_factory.mktemp("not_finite")
+    return export_changed(clinic_data, folder, lambda w: w * np.float32("nan"))
+
+
 def test_a_pushed_version_is_the_candidate_and_its_receipt(served, exported):
     for version, compared_with in zip(
         versions_of(served), (None, 1), strict=True
@@ -79,12 +93,9 @@ def test_a_pushed_version_is_the_candidate_and_its_receipt(served, exported):
         assert tf.saved_model.load(str(version)).signatures["predict"]
 
 
-def test_a_step_back_is_refused_slice_by_slice(clinic_data, copy, tmp_path):
-    candidate = export_changed(
-        clinic_data, tmp_path / "worse", lambda w: w + 0.1
-    )
+def test_a_step_back_is_refused_slice_by_slice(clinic_data, copy, worse):
     with pytest.raises(PushRefused) as refusal:
-        push(candidate, clinic_data, copy, LENIENT)
+        push(worse, clinic_data, copy, LENIENT)
     text = str(refusal.value)
     assert "nothing has changed" in text and "`serving` is version 2" in text
     assert "Poisson deviance of the candidate" in text
@@ -92,15 +103,61 @@ def test_a_step_back_is_refused_slice_by_slice(clinic_data, copy, tmp_path):
     assert numbers(copy) == [1, 2]
     # Slices that are too small to judge are not judged.
     few = PushSettings(tolerance=9.0, min_samples=10_000)
-    assert push(candidate, clinic_data, copy, few) == copy / "3"
+    assert push(worse, clinic_data, copy, few) == copy / "3"
 
 
-def test_forecasts_that_are_not_finite_are_refused(clinic_data, copy, tmp_path):
-    candidate = export_changed(
-        clinic_data, tmp_path / "nan", lambda w: w * np.float32("nan")
-    )
+def test_forecasts_that_are_not_finite_are_refused(
+    clinic_data, copy, not_finite
+):
     with pytest.raises(PushRefused, match="negative or not finite"):
+        push(not_finite, clinic_data, copy, LENIENT)
+    assert numbers(copy) == [1, 2]
+
+
+def with_judged(model, judged, folder):
+    """A model as if it were the refit of another."""
+    shutil.copytree(versions_of(model)[-1], folder / "1")
+    shutil.copytree(versions_of(judged)[-1], folder / "1" / EVALUATED_FOLDER)
+    return folder
+
+
+def test_of_a_refit_model_the_one_before_it_is_judged(
+    clinic_data, exported, worse, copy, tmp_path
+):
+    candidate = with_judged(exported, exported, tmp_path / "good")
+    version = push(candidate, clinic_data, copy, LENIENT)
+    receipt = files.read_json(version / RECEIPT_FILE)
+    for row in receipt["slices"]:
+        # The judged ones of both versions are the same.
+        assert (
+            row["poisson_deviance_candidate"] == row["poisson_deviance_serving"]
+        )
+        assert row["poisson_deviance_refit"] is not None
+    # Of the served version, too, the judged one is the bar.
+    (version / "saved_model.pb").unlink()
+    push(candidate, clinic_data, copy, LENIENT)
+    assert numbers(copy) == [1, 2, 3, 4]
+    candidate = with_judged(exported, worse, tmp_path / "judged_worse")
+    with pytest.raises(PushRefused, match="deviance of the candidate"):
         push(candidate, clinic_data, copy, LENIENT)
+    assert numbers(copy) == [1, 2, 3, 4]
+
+
+@pytest.mark.parametrize(
+    "name, message",
+    [
+        ("worse", "of the refit .*, of history_mean"),
+        ("not_finite", r"\(refit\) are negative or not finite"),
+    ],
+)
+def test_a_refit_model_that_went_wrong_is_refused(
+    clinic_data, exported, copy, tmp_path, request, name, message
+):
+    model = request.getfixturevalue(name)
+    candidate = with_judged(model, exported, tmp_path / "refit")
+    with pytest.raises(PushRefused, match=message) as refusal:
+        push(candidate, clinic_data, copy, LENIENT)
+    assert "of the candidate" not in str(refusal.value)
     assert numbers(copy) == [1, 2]
 
 
