@@ -26,8 +26,8 @@ def clinic_data(clinic_spec, tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def all_days(clinic_spec, clinic_data, tmp_path_factory):
-    """The same with nothing held out."""
+def all_days(clinic_spec, tmp_path_factory):
+    """The clinic tables as prepared data with nothing held out."""
     from m2m_tf.data.dataset import ForecastData
 
     folder = tmp_path_factory.mktemp("records_of_all_days")

@@ -234,7 +234,7 @@ def test_refit_repeats_the_training_on_all_days(prepared, tmp_path):
             weights(folder), weights(evaluated), strict=True
         )
     )
-    # As many steps as all days have batches, not only the training days.
+    # There was more to train on.
     steps = int(all_days.train(settings.batch_size).cardinality())
     assert steps > int(data.train(settings.batch_size).cardinality())
 
