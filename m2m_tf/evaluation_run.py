@@ -362,6 +362,11 @@ def _write_report(data, model_name, metrics, figures, history, config, folder):
         },
         "Epochs trained": len(history),
     }
+    if config.get("refit"):
+        summary["Model to be exported"] = (
+            "trained anew on all days, those of the test as well; what is "
+            "told here is of the model before, which had not seen them"
+        )
     report.write_report(
         folder / "report.html",
         title=f"{model_name} on {spec.name}",

@@ -112,7 +112,11 @@ def make_steps(config: RunConfig) -> list[Step]:
         Step(
             "evaluate",
             steps.evaluate,
-            lambda work: to_values(work.config.evaluation),
+            lambda work: (
+                to_values(work.config.evaluation)
+                # Which the report tells.
+                | ({"refit": True} if work.config.refit else {})
+            ),
             _in_folder(
                 "metrics.json", "test_forecasts.parquet", "plots", "report.html"
             ),

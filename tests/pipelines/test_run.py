@@ -162,6 +162,11 @@ def test_refit_serves_what_has_learned_from_all_days(workspace, capsys):
         for name in ("fresh", "clinics")
     )
     assert scores == same
+    told = [
+        "trained anew on all days" in (folder / "report.html").read_text()
+        for folder in (run, workspace / "runs" / "clinics")
+    ]
+    assert told == [True, False]
     assert not list(run.rglob(".tmp-*"))
     again = run_again(workspace, capsys, "fresh.yaml")
     assert again.count("unchanged, skipped") == 7
