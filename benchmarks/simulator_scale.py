@@ -992,6 +992,34 @@ def write_page(results):
                 ["rival", *groups, *(f"means: {name}" for name in groups)], rows
             ),
         ]
+    for metric in ("nmae", "relative_deviance"):
+        lines += [
+            f"### M2M minus rival in each scenario: {titles[metric]}",
+            "",
+            "One network.",
+            "",
+            *study_page.markdown_table(
+                ["rival", *names],
+                [
+                    [
+                        rival,
+                        *(
+                            study_page.difference_text(
+                                comparison.difference(
+                                    found["m2m"][:-1],
+                                    found[rival][:-1],
+                                    labels[ALL_PART],
+                                    metric,
+                                    [index],
+                                )
+                            )
+                            for index in range(len(names))
+                        ),
+                    ]
+                    for rival in rivals
+                ],
+            ),
+        ]
     path = results / "differences.png"
     plots.plot_differences(held, path)
     lines += [f"![M2M minus each rival]({results.name}/{path.name})", ""]
