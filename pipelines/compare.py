@@ -34,7 +34,7 @@ from m2m_tf.config import (
     fingerprint,
     to_values,
 )
-from m2m_tf.data import windows
+from m2m_tf.data import schema, windows
 from m2m_tf.data.dataset import ForecastData
 from m2m_tf.evaluation import MEDIAN_SUFFIX, evaluate_intervals
 from m2m_tf.models import unused_settings
@@ -130,15 +130,15 @@ class _Study:
             for value in self.config.sweeps[setting]:
                 label = next(iter(self.config.data))
                 if setting == "lookback":
-                    dataset = _Dataset(self, label, lookback=value)
+                    shortest = min(self.config.sweeps[setting])
+                    dataset = _Dataset(self, label, value, shortest)
                     merged = changes
                 else:
                     dataset = _Dataset(self, label)
                     model = changes.get("model", {}) | {setting: value}
                     merged = changes | {"model": model}
-                self._score(
-                    dataset, "m2m", merged, seed, f"sweep_{setting}_{value}"
-                )
+                name = self._sweep_name(setting, value)
+                self._score(dataset, "m2m", merged, seed, name)
 
     def write_page(self, command):
         return study_page.write_page(
@@ -180,10 +180,17 @@ class _Study:
     def _swept(self, dataset, setting, changes):
         rows = {}
         for value in self.config.sweeps[setting]:
-            name = f"sweep_{setting}_{value}"
+            name = self._sweep_name(setting, value)
             found = sorted(dataset.folder.glob(f"{name}-*-seed*.json"))
             rows[value] = [files.read_json(path) for path in found]
         return rows
+
+    def _sweep_name(self, setting, value):
+        name = f"sweep_{setting}_{value}"
+        if setting == "lookback":
+            # Which samples are scored depends on the shortest one.
+            name += f"_of_{min(self.config.sweeps[setting])}"
+        return name
 
     def _search(self, dataset, model):
         """The best changes of a model, by the first dataset's validation."""
@@ -268,7 +275,7 @@ class _Study:
         else:
             result["sums"] = comparison.to_lists(scores)
             if dataset.lookback is not None:
-                # The samples are other ones: those active in this lookback.
+                # Of the samples active in the shortest lookback alone.
                 labels = dataset.labels(data, split)
                 result["labels"] = comparison.to_lists(labels)
         if model not in TREES:
@@ -336,14 +343,23 @@ class _Study:
 
 
 class _Dataset:
-    """Tables, records and result files of one dataset of a study."""
+    """Tables, records and result files of one dataset of a study.
 
-    def __init__(self, study, label, lookback=None):
+    Args:
+        study: The study.
+        label: Key of its `data`.
+        lookback: Days of a sequence, if not those of its spec.
+        scored_within: Only samples active in so many days are scored. A
+            longer lookback has samples that a shorter one has not.
+    """
+
+    def __init__(self, study, label, lookback=None, scored_within=None):
         self.label = label
         self.folder = study.results / label
         self.work = study.runs / f"compare_{study.config.name}" / label
         self._source = study.config.data[label]
         self.lookback = lookback
+        self._scored_within = scored_within
         self._report = study.report
         self._samples = {}
 
@@ -364,6 +380,11 @@ class _Dataset:
             write_source_tables(self._source, self.spec_path.parent)
         spec = DatasetSpec.load(self.spec_path)
         if self.lookback is not None:
+            if spec.activity in spec.known_future:
+                raise StudyError(
+                    "A sweep of lookback needs an `activity` among `behavior` "
+                    f"or `performance`. Received: activity={spec.activity!r}."
+                )
             spec = dataclasses.replace(
                 spec, lookback=self.lookback, split=_split_dates(spec)
             )
@@ -379,8 +400,8 @@ class _Dataset:
         sample = self._sample(data, split)
         return comparison.forecast_sums(
             sample["y_true"],
-            forecasts["mean"],
-            forecasts["median"],
+            forecasts["mean"][sample["scored"]],
+            forecasts["median"][sample["scored"]],
             sample["scenario"],
             sample["groups"],
             sample["num_scenarios"],
@@ -396,11 +417,15 @@ class _Dataset:
                     "entity": raw["entity"].astype(str),
                     "name": raw["scenario"].astype(str),
                     "cutoff": raw["cutoff"],
+                    "scored": _active(data.spec, raw, self._scored_within),
                     **naive.naive_forecasts(data.spec, raw),
                 }
                 for name, values in row.items():
                     parts.setdefault(name, []).append(values)
             sample = {k: np.concatenate(x) for k, x in parts.items()}
+            scored = sample["scored"]
+            sample = {k: x[scored] for k, x in sample.items()}
+            sample["scored"] = scored
             names = data.preprocessor.scenario_names
             known = {name: index for index, name in enumerate(names)}
             sample["scenario"] = np.array(
@@ -458,6 +483,17 @@ class _Dataset:
             },
         }
         files.write_compact_json(path, values)
+
+
+def _active(spec, raw, days):
+    """Whether a sample meets `activity` in its last days, `[N]`."""
+    if days is None or spec.activity is None:
+        return np.ones(len(raw[schema.CUTOFF]), bool)
+    key, names = schema.PERFORMANCE_SEQUENCE, schema.performance_names(spec)
+    if spec.activity in spec.behavior:
+        key, names = schema.BEHAVIOR_SEQUENCE, schema.behavior_names(spec)
+    column = names.index(spec.activity)
+    return (raw[key][:, -days:, column] != 0).any(axis=1)
 
 
 def _true_rates(spec, sample, path):
