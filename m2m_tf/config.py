@@ -574,7 +574,8 @@ class StudyConfig:
             over cells, is used for all its runs.
         tree_search: The same for LightGBM's parameters.
         sweeps: Name of a model setting, or `lookback` → values that M2M is
-            trained with by `--sweep`.
+            trained with by `--sweep`. Lookbacks are scored on the samples that
+            are active in the shortest of them.
 
     Example:
 
