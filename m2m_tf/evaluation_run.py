@@ -314,7 +314,7 @@ def _write_plots(data, test, model_name, scores, history, folder):
         "forecast, by tenths of the forecast. On the diagonal the forecast is "
         "right on average.",
         "learning": "Loss and overall metrics by epoch. The best epoch by "
-        "validation loss is the one that is evaluated and exported.",
+        "validation loss is the one that is kept.",
         "attention": "Mean attention of each task on each expert, by scenario "
         "(eq. 15 of the paper).",
     }
