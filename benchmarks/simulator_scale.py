@@ -495,7 +495,6 @@ class Trainer:
     """All seeds of one model, trained and asked at once."""
 
     def __init__(self, data, settings, training, initial):
-
         self.training = training
         self.initial = initial
         self.model = build_model(
@@ -563,8 +562,7 @@ class Trainer:
         return state, losses
 
     def _forecast(self, weights, arrays, rows):
-        """Means and medians `[seeds, calls, batch, T, 2]`."""
-
+        """Means and medians `[calls, seeds + 1, batch, T, 2]`."""
         whole = [name in ("pv", "click", "active_days") for name in self.names]
 
         def ask(weights, rows):
@@ -818,11 +816,33 @@ def write_labels(results, data, scales):
             for name in ("jax", "keras", "numpy")
         },
     }
-    files.write_compact_json(results / LABELS_FILE, values)
+    path = results / LABELS_FILE
+    if path.exists():
+        before = files.read_json(path)
+        _require_same(before["labels"], values["labels"], path)
+        values["samples"] = before["samples"] | values["samples"]
+    files.write_compact_json(path, values)
     return groups
 
 
+def _require_same(before, labels, path):
+    """Raises ValueError where other advertisers were drawn than before.
+
+    Processors round differently, so that one seed does not draw the same on
+    all of them, and results in one folder are scored on the same samples.
+    """
+    for part, sums in labels.items():
+        for name, values in sums.items():
+            if not np.allclose(before[part][name], values, rtol=1e-4):
+                raise ValueError(
+                    f"{path} tells of other samples ({part}, {name}): it was "
+                    "made with other scales or on another kind of processor. "
+                    "Give another folder as --results."
+                )
+
+
 def train_all(arguments, results, workers, data, groups, scales, tell):
+    """Trains, scores and writes one model after another."""
     jax.config.update("jax_default_matmul_precision", "float32")
     # The package's penalty is one TensorFlow operation.
     regularizers.L2.__call__ = lambda self, x: (
@@ -852,7 +872,7 @@ def train_all(arguments, results, workers, data, groups, scales, tell):
         with jax.default_device(jax.devices("cpu")[0]):
             return Trainer(data, settings, training, weights)
 
-    def compile(name, size):
+    def start_compiling(name, size):
         return threads.submit(prepare(name).lower(data, size).compile)
 
     # What is needed first goes first.
@@ -861,7 +881,9 @@ def train_all(arguments, results, workers, data, groups, scales, tell):
         for name in arguments.models:
             for size in (batch_size, None):
                 if (name, size) not in compiled:
-                    compiled[name, size] = builder.submit(compile, name, size)
+                    compiled[name, size] = builder.submit(
+                        start_compiling, name, size
+                    )
     end = time.monotonic() + arguments.deadline
     written = []
     for scale, batch_size in scales:
@@ -921,7 +943,7 @@ def write_page(results):
     minor = [i for i in range(len(names)) if i != major]
     versions = ", ".join(f"{k} {v}" for k, v in shared["versions"].items())
     lines = [
-        (results / study_page.NOTES_FILE).read_text(encoding="utf-8"),
+        study_page.read_notes(results, "# Simulator: more advertisers\n"),
         "## Origin",
         "",
         "Made by `KERAS_BACKEND=jax python benchmarks/simulator_scale.py` "
@@ -1065,7 +1087,9 @@ def main():
         metavar="ADVERTISERS:BATCH",
         help="what to train on, in this order",
     )
-    parser.add_argument("--models", nargs="+", default=list(MODELS))
+    parser.add_argument(
+        "--models", nargs="+", choices=list(MODELS), default=list(MODELS)
+    )
     parser.add_argument("--workers", type=int, default=os.cpu_count())
     parser.add_argument(
         "--deadline",

@@ -38,12 +38,7 @@ def write_page(
         Path of the page.
     """
     page = folder.with_name(folder.name + ".md")
-    notes = folder / NOTES_FILE
-    text = (
-        notes.read_text(encoding="utf-8")
-        if notes.exists()
-        else (f"# Comparison: {config.name}\n")
-    )
+    text = read_notes(folder, f"# Comparison: {config.name}\n")
     lines = [text, *_origin(config, collected, command)]
     for label, dataset in collected["datasets"].items():
         lines += _dataset_lines(config, folder, label, dataset)
@@ -51,6 +46,12 @@ def write_page(
     lines += _sweep_lines(config, folder, collected)
     files.write_text(page, "\n".join(lines).rstrip() + "\n")
     return page
+
+
+def read_notes(folder: pathlib.Path, default: str) -> str:
+    """The text by hand of a study's folder, or `default`."""
+    notes = folder / NOTES_FILE
+    return notes.read_text(encoding="utf-8") if notes.exists() else default
 
 
 def _origin(config, collected, command):
