@@ -165,10 +165,7 @@ class SequenceEncoder(keras.layers.Layer):
         if self.use_transformer:
             if self.pooling == "last":
                 return self._attend_from_last_day(days, sequence_mask)
-            # [batch, 1, lookback]: no query may look at a padded key.
-            days = self.self_attention(
-                days, days, attention_mask=ops.expand_dims(sequence_mask, 1)
-            )
+            days = self._attend_from_all_days(days, sequence_mask)
         if self.pooling == "flatten":
             mask = ops.cast(sequence_mask, days.dtype)
             return ops.reshape(
@@ -185,6 +182,35 @@ class SequenceEncoder(keras.layers.Layer):
         )
         return ops.cast(ops.squeeze(pooled, axis=1), self.compute_dtype)
 
+    def _attend_from_all_days(self, days, sequence_mask):
+        """What `self_attention` gives, `[batch, lookback, width]`.
+
+        A projection is one product with the days of all rows. Keras makes one
+        for each row, whose kernel gradients are then summed over the rows.
+        """
+        width = days.shape[-1]
+        query_kernel, key_kernel, value_kernel, output_kernel = (
+            ops.reshape(kernel, (width, width)) for kernel in self._kernels()
+        )
+        all_days = ops.reshape(days, (-1, width))
+
+        def project(kernel, axes):
+            heads = ops.reshape(
+                ops.matmul(all_days, kernel),
+                (-1, days.shape[1], self.num_heads, width // self.num_heads),
+            )
+            return ops.transpose(heads, axes)
+
+        query = project(query_kernel, (0, 2, 1, 3))
+        key = project(key_kernel, (0, 2, 3, 1))
+        value = project(value_kernel, (0, 2, 1, 3))
+        # [batch, 1, 1, lookback]: no query may look at a padded key.
+        mask = ops.expand_dims(sequence_mask, (1, 2))
+        weights = self._attention_weights(ops.matmul(query, key), mask)
+        heads = ops.transpose(ops.matmul(weights, value), (0, 2, 1, 3))
+        output = ops.matmul(ops.reshape(heads, (-1, width)), output_kernel)
+        return ops.reshape(output, (-1, *days.shape[1:]))
+
     def _attend_from_last_day(self, days, sequence_mask):
         """What `self_attention` gives for the last real day, `[B, width]`.
 
@@ -193,8 +219,27 @@ class SequenceEncoder(keras.layers.Layer):
         (α X) W^V, the right sides of which project one vector instead of
         `lookback` ones.
         """
+        query_kernel, key_kernel, value_kernel, output_kernel = self._kernels()
+        last = self._pool(days, sequence_mask)
+        # b: batch, d: day, h: head, w: width of a day, k: width of a head
+        query = ops.einsum("bw,whk->bhk", last, query_kernel)
+        query = ops.einsum("bhk,whk->bhw", query, key_kernel)
+        scores = ops.einsum("bhw,bdw->bhd", query, days)
+        mask = ops.expand_dims(sequence_mask, 1)
+        weights = self._attention_weights(scores, mask)
+        pooled = ops.matmul(weights, days)
+        heads = ops.einsum("bhw,whk->bhk", pooled, value_kernel)
+        output = ops.einsum("bhk,hkw->bw", heads, output_kernel)
+        real = ops.any(sequence_mask, axis=1, keepdims=True)
+        return output * ops.cast(real, output.dtype)
+
+    def _kernels(self):
+        """W^Q, W^K, W^V `[width, heads, head]` and W^H `[heads, head, width]`.
+
+        `head` is the width of a head.
+        """
         attention = self.self_attention
-        query_kernel, key_kernel, value_kernel, output_kernel = (
+        return [
             ops.cast(layer.kernel, self.compute_dtype)
             for layer in (
                 attention.query_dense,
@@ -202,20 +247,14 @@ class SequenceEncoder(keras.layers.Layer):
                 attention.value_dense,
                 attention.output_dense,
             )
-        )
-        last = self._pool(days, sequence_mask)
-        # b: batch, d: day, h: head, w: width of a day, k: width of a head
-        query = ops.einsum("bw,whk->bhk", last, query_kernel)
-        query = ops.einsum("bhk,whk->bhw", query, key_kernel)
-        scores = ops.einsum("bhw,bdw->bhd", query, days)
-        scores = ops.cast(scores, "float32") / key_kernel.shape[-1] ** 0.5
-        mask = ops.expand_dims(sequence_mask, 1)
-        scores = ops.softmax(ops.where(mask, scores, _MASKED_SCORE), axis=-1)
-        pooled = ops.matmul(ops.cast(scores, days.dtype), days)
-        heads = ops.einsum("bhw,whk->bhk", pooled, value_kernel)
-        output = ops.einsum("bhk,hkw->bw", heads, output_kernel)
-        real = ops.any(sequence_mask, axis=1, keepdims=True)
-        return output * ops.cast(real, output.dtype)
+        ]
+
+    def _attention_weights(self, scores, mask):
+        """softmax(Q Kᵀ / √d) of eq. 2 over the days that `mask` has True."""
+        head_dim = self._width() // self.num_heads
+        scores = ops.cast(scores, "float32") / head_dim**0.5
+        weights = ops.softmax(ops.where(mask, scores, _MASKED_SCORE), axis=-1)
+        return ops.cast(weights, self.compute_dtype)
 
     def _embed(self, inputs):
         embedded = self.column_embedding(inputs)
