@@ -15,8 +15,8 @@ class ExpertViews(keras.layers.Layer):
         E_i = MLP_i(F),  i = 1..k
 
     Every layer of an MLP, the last included, ends with the activation. The
-    kernels of the k experts are stacked, so that a layer of all experts is
-    one matrix product.
+    kernels of the k experts are stacked, `[num_experts, units, d_in]`, so
+    that a layer of all experts is one matrix product.
 
     Args:
         num_experts: k, number of experts. The paper does not give it.
@@ -71,11 +71,13 @@ class ExpertViews(keras.layers.Layer):
         for index, units in enumerate((*self.hidden_units, self.units)):
             kernel = self.add_weight(
                 name=f"kernel_{index}",
-                shape=(self.num_experts, input_dim, units),
+                # A row for each unit, in which the products are quicker than
+                # with a row for each input.
+                shape=(self.num_experts, units, input_dim),
                 # The axes are named because Keras would count the experts'
                 # axis as a part of the fan-in.
                 initializer=initializers.HeNormal(
-                    input_axes=[1], output_axes=[2]
+                    input_axes=[2], output_axes=[1]
                 ),
                 regularizer=self.kernel_regularizer,
             )
@@ -89,14 +91,15 @@ class ExpertViews(keras.layers.Layer):
             input_dim = units
 
     def call(self, inputs):
-        # [batch, d_in] @ [num_experts, d_in, units]. An einsum would copy the
-        # kernel, the largest one of a model with `flatten`ed sequences.
-        hidden = ops.matmul(inputs, self.kernels[0])
-        hidden = ops.transpose(hidden, (1, 0, 2))
+        # All experts' units side by side. TensorFlow folds the transposition
+        # into the product.
+        kernel = ops.reshape(self.kernels[0], (-1, inputs.shape[-1]))
+        hidden = ops.matmul(inputs, ops.transpose(kernel))
+        hidden = ops.reshape(hidden, (-1, *self.biases[0].shape))
         hidden = self.activation(hidden + self.biases[0])
         for kernel, bias in zip(self.kernels[1:], self.biases[1:]):
             # b: batch, e: expert, i: width before, o: width after
-            hidden = ops.einsum("bei,eio->beo", hidden, kernel)
+            hidden = ops.einsum("bei,eoi->beo", hidden, kernel)
             hidden = self.activation(hidden + bias)
         return hidden
 

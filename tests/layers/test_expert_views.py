@@ -37,7 +37,7 @@ def test_equals_loops_over_experts_and_units():
         for kernel, bias in zip(layer.kernels, layer.biases, strict=True):
             kernel, bias = to_numpy(kernel)[expert], to_numpy(bias)[expert]
             hidden = [
-                leaky_relu(sum(hidden * kernel[:, unit]) + bias[unit])
+                leaky_relu(sum(hidden * kernel[unit]) + bias[unit])
                 for unit in range(len(bias))
             ]
         np.testing.assert_allclose(
