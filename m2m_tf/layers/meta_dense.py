@@ -27,6 +27,14 @@ from m2m_tf.regularizers import L2
 # kernel moves d times as far as an ordinary layer's, which at the paper's
 # learning rate overflows in the second step.
 _GENERATED_SHARE = 0.1
+# Units of a block: kernels of full rank are generated some columns at a time.
+# The kernels of a batch are a matrix with a row for each sample. At the paper's
+# sizes a row of whole kernels is a power of two of bytes long, so that all rows
+# of a column share a few places of the processor's caches, and products with
+# such a matrix take two to three times as long as with one whose rows are a
+# little longer. Those of a block are no power of two, since b is generated as
+# one more row of W, and blocks are small enough to be in a cache when used.
+_BLOCK_UNITS = 64
 # Rows of a sample, if their number is known, from which v is added to its
 # kernel, as a bias that the product V S adds while it writes, rather than
 # multiplied by itself.
@@ -112,71 +120,51 @@ class MetaDense(keras.layers.Layer):
         self._check_shapes(
             inputs_shape, scenario_knowledge_shape, shared_inputs_shape
         )
-        input_dim = inputs_shape[-1]
+        self._row_dim = inputs_shape[-1]
+        self._shared_dim = 0
         if shared_inputs_shape is not None:
-            input_dim += shared_inputs_shape[-1]
+            self._shared_dim = shared_inputs_shape[-1]
+        self._blocks = [
+            range(first, min(first + _BLOCK_UNITS, self.units))
+            for first in range(0, self.units, _BLOCK_UNITS)
+        ]
         knowledge_dim = scenario_knowledge_shape[-1]
         self.kernel_base = self._add_generator_weight(
             "kernel_base",
-            (input_dim, self.units),
+            (self._row_dim + self._shared_dim, self.units),
             self.kernel_initializer.clone(),
-        )
-        if self.rank is None:
-            self.kernel_generator = self._add_generator_weight(
-                "kernel_generator",
-                (knowledge_dim, input_dim * self.units),
-                initializers.VarianceScaling(
-                    2.0 * _GENERATED_SHARE * knowledge_dim**2 / input_dim,
-                    mode="fan_in",
-                ),
-                divisor=knowledge_dim,
-            )
-        else:
-            self._add_factorized_generator(input_dim, knowledge_dim)
-        self.bias_generator = self._add_generator_weight(
-            "bias_generator",
-            (knowledge_dim, self.units),
-            "zeros",
-            divisor=knowledge_dim,
         )
         self.bias_base = self._add_generator_weight(
             "bias_base", (self.units,), "zeros"
         )
+        if self.rank is None:
+            self._add_full_generators(knowledge_dim)
+        else:
+            self._add_factorized_generator(knowledge_dim)
 
     def call(self, inputs, scenario_knowledge, shared_inputs=None):
         scenario_knowledge = scenario_knowledge / scenario_knowledge.shape[-1]
-        bias = ops.matmul(scenario_knowledge, self.bias_generator)
-        bias = ops.expand_dims(bias + self.bias_base, axis=1)
-        if shared_inputs is None:
-            # One matrix product per sample: [batch, rows, d_in], where `rows`
-            # are all axes between the first and the last.
-            middle_shape = inputs.shape[1:-1]
-            hidden = inputs
-            if len(middle_shape) != 1:
-                rows = math.prod(middle_shape)
-                hidden = ops.reshape(inputs, (-1, rows, inputs.shape[-1]))
-            outputs = bias + self._product(
-                hidden, scenario_knowledge, self.kernel_base, self._factor
-            )
-            if len(middle_shape) != 1:
-                outputs = ops.reshape(outputs, (-1, *middle_shape, self.units))
-            return self.activation(outputs)
-        # Both weights belong to the columns of h, the generator's by `units`.
-        # Split, as the gradients of two slices would each be written whole.
-        first = inputs.shape[-1]
-        bases = ops.split(self.kernel_base, [first])
+        # One matrix product per sample: [batch, rows, d_rows], where `rows`
+        # are all axes between the first and the last.
+        middle_shape = inputs.shape[1:-1]
+        hidden = inputs
+        if len(middle_shape) != 1:
+            rows = math.prod(middle_shape)
+            hidden = ops.reshape(inputs, (-1, rows, self._row_dim))
         if self.rank is None:
-            factors = ops.split(self._factor, [first * self.units], axis=1)
+            outputs, shared = self._full_rank_products(
+                hidden, shared_inputs, scenario_knowledge
+            )
         else:
-            factors = ops.split(self._factor, [first])
-        own = self._product(inputs, scenario_knowledge, bases[0], factors[0])
-        shared = bias + self._shared_product(
-            shared_inputs, scenario_knowledge, bases[1], factors[1]
-        )
-        # [batch, 1, rows, units] + [batch, num_shared, 1, units]
-        return self.activation(
-            ops.expand_dims(own, axis=1) + ops.expand_dims(shared, axis=2)
-        )
+            outputs, shared = self._low_rank_products(
+                hidden, shared_inputs, scenario_knowledge
+            )
+        if shared is not None:
+            # [batch, 1, rows, units] + [batch, num_shared, 1, units]
+            outputs = ops.expand_dims(outputs, 1) + ops.expand_dims(shared, 2)
+        elif len(middle_shape) != 1:
+            outputs = ops.reshape(outputs, (-1, *middle_shape, self.units))
+        return self.activation(outputs)
 
     def generated_kernel(self, scenario_knowledge):
         """W of eq. 11, to look at: `call` need not make it.
@@ -188,65 +176,105 @@ class MetaDense(keras.layers.Layer):
             The kernel of each sample, `[batch, d_in, units]`.
         """
         scenario_knowledge = scenario_knowledge / scenario_knowledge.shape[-1]
-        if self.rank is None:
-            generated = ops.reshape(
-                ops.matmul(scenario_knowledge, self.kernel_generator),
-                (-1, *self.kernel_base.shape),
-            )
-        else:
+        if self.rank is not None:
             core = self._core(scenario_knowledge)
             generated = ops.matmul(
                 ops.matmul(self.input_factor, core), self.output_factor
             )
+            return self.kernel_base + generated
+        blocks = [
+            ops.reshape(
+                ops.matmul(scenario_knowledge, generator),
+                (-1, self._row_dim + 1, len(block)),
+            )
+            for block, generator in zip(
+                self._blocks, self.kernel_generators, strict=True
+            )
+        ]
+        # Without the row that is b.
+        generated = ops.concatenate(blocks, axis=-1)[:, :-1]
+        if self._shared_dim:
+            shared = ops.matmul(
+                scenario_knowledge, self.shared_kernel_generator
+            )
+            shared = ops.reshape(shared, (-1, self._shared_dim, self.units))
+            generated = ops.concatenate([generated, shared], axis=1)
         return self.kernel_base + generated
 
-    @property
-    def _factor(self):
-        """V_w, or A of the factorised kernel."""
-        return self.kernel_generator if self.rank is None else self.input_factor
+    def _full_rank_products(self, hidden, shared_inputs, scenario_knowledge):
+        """h W + b of rows, and h W of shared rows if there are any.
 
-    def _product(self, hidden, scenario_knowledge, kernel_base, factor):
-        """h W of rows `[batch, rows, ...]`, for W of these weights."""
-        if self.rank is not None:
-            return self._low_rank_product(
-                hidden, scenario_knowledge, kernel_base, factor
-            )
-        kernel = ops.matmul(scenario_knowledge, factor)
-        if (hidden.shape[1] or 0) >= _MANY_ROWS:
-            kernel = tf.nn.bias_add(kernel, ops.reshape(kernel_base, (-1,)))
-            return ops.matmul(hidden, self._unflatten(kernel, kernel_base))
-        # Two products of a few rows, rather than a sum of two kernels of
-        # each sample: its gradient is once more as large as all kernels. To
-        # make kernels block by block, and anew in the backward pass, was
-        # tried: a quarter slower, and no less memory.
-        kernel = self._unflatten(kernel, kernel_base)
-        return ops.matmul(hidden, kernel) + ops.matmul(hidden, kernel_base)
-
-    def _unflatten(self, kernel, kernel_base):
-        return ops.reshape(kernel, (-1, *kernel_base.shape))
-
-    def _shared_product(
-        self, shared_inputs, scenario_knowledge, kernel_base, factor
-    ):
-        """The same of rows `[num_shared, ...]`: `[batch, num_shared, units]`.
-
-        (V S) h = (V h) S, and V h does not depend on the sample.
+        `[batch, rows, units]` and `[batch, num_shared, units]`.
         """
-        if self.rank is not None:
-            return self._low_rank_product(
-                shared_inputs, scenario_knowledge, kernel_base, factor
-            )
+        row_base, shared_base = self._parts(self.kernel_base)
+        hidden_and_one = ops.concatenate(
+            [hidden, ops.ones_like(hidden[:, :, :1])], axis=-1
+        )
+        adds_base = (hidden.shape[1] or 0) >= _MANY_ROWS
+        base = ops.concatenate(
+            [row_base, ops.expand_dims(self.bias_base, axis=0)], axis=0
+        )
+        outputs = []
+        for block, generator in zip(
+            self._blocks, self.kernel_generators, strict=True
+        ):
+            kernel = ops.matmul(scenario_knowledge, generator)
+            if adds_base:
+                block_base = base[:, block.start : block.stop]
+                kernel = tf.nn.bias_add(kernel, ops.reshape(block_base, (-1,)))
+            kernel = ops.reshape(kernel, (-1, self._row_dim + 1, len(block)))
+            outputs.append(ops.matmul(hidden_and_one, kernel))
+        outputs = ops.concatenate(outputs, axis=-1)
+        if not adds_base:
+            # Two products of a few rows, rather than a sum of two kernels of
+            # each sample: its gradient is once more as large as all kernels.
+            outputs += ops.matmul(hidden_and_one, base)
+        if shared_inputs is None:
+            return outputs, None
+        # (V S) h = (V h) S, and V h does not depend on the sample.
         # [num_shared, d_shared] @ [d, d_shared, units]
         generator = ops.matmul(
-            shared_inputs, ops.reshape(factor, (-1, *kernel_base.shape))
+            shared_inputs,
+            ops.reshape(
+                self.shared_kernel_generator,
+                (-1, self._shared_dim, self.units),
+            ),
         )
-        shape = generator.shape
-        generated = ops.matmul(
-            scenario_knowledge, ops.reshape(generator, (shape[0], -1))
+        num_shared = shared_inputs.shape[0]
+        shared = ops.matmul(
+            scenario_knowledge,
+            ops.reshape(generator, (-1, num_shared * self.units)),
         )
-        return ops.reshape(generated, (-1, *shape[1:])) + ops.matmul(
-            shared_inputs, kernel_base
-        )
+        shared = ops.reshape(shared, (-1, num_shared, self.units))
+        return outputs, shared + ops.matmul(shared_inputs, shared_base)
+
+    def _low_rank_products(self, hidden, shared_inputs, scenario_knowledge):
+        """The same for `rank`."""
+        core = self._core(scenario_knowledge)
+
+        def product(rows, kernel_base, input_factor):
+            generated = ops.matmul(ops.matmul(rows, input_factor), core)
+            return ops.matmul(rows, kernel_base) + ops.matmul(
+                generated, self.output_factor
+            )
+
+        row_base, shared_base = self._parts(self.kernel_base)
+        row_factor, shared_factor = self._parts(self.input_factor)
+        bias = ops.matmul(scenario_knowledge, self.bias_generator)
+        bias = ops.expand_dims(bias + self.bias_base, axis=1)
+        outputs = bias + product(hidden, row_base, row_factor)
+        if shared_inputs is None:
+            return outputs, None
+        return outputs, product(shared_inputs, shared_base, shared_factor)
+
+    def _parts(self, weight):
+        """Its rows for `inputs` and for `shared_inputs`, or for all and None.
+
+        Split, as the gradients of two slices would each be written whole.
+        """
+        if not self._shared_dim:
+            return weight, None
+        return ops.split(weight, [self._row_dim])
 
     def _core(self, scenario_knowledge):
         """C of the factorised kernel, `[batch, r, r]`."""
@@ -255,22 +283,35 @@ class MetaDense(keras.layers.Layer):
             (-1, self.rank, self.rank),
         )
 
-    def _low_rank_product(
-        self, hidden, scenario_knowledge, kernel_base, input_factor
-    ):
-        core = self._core(scenario_knowledge)
-        generated = ops.matmul(ops.matmul(hidden, input_factor), core)
-        return ops.matmul(hidden, kernel_base) + ops.matmul(
-            generated, self.output_factor
-        )
+    def _add_full_generators(self, knowledge_dim):
+        input_dim = self._row_dim + self._shared_dim
+        scale = 2.0 * _GENERATED_SHARE * knowledge_dim**2 / input_dim
 
-    def _add_factorized_generator(self, input_dim, knowledge_dim):
+        def add(name, width):
+            return self._add_generator_weight(
+                name,
+                (knowledge_dim, width),
+                initializers.VarianceScaling(scale, mode="fan_in"),
+                divisor=knowledge_dim,
+            )
+
+        self.kernel_generators = [
+            # A row more, V_b: b is what W does to a row of ones.
+            add(f"kernel_generator_{index}", (self._row_dim + 1) * len(block))
+            for index, block in enumerate(self._blocks)
+        ]
+        if self._shared_dim:
+            self.shared_kernel_generator = add(
+                "shared_kernel_generator", self._shared_dim * self.units
+            )
+
+    def _add_factorized_generator(self, knowledge_dim):
         # Variances 1 / d_in, 1 / (r d) and share * 2 / r: an entry of A C B
         # sums r² products of the three, so its variance is that of the
         # full-rank V_w S, share * 2 / d_in.
         self.input_factor = self._add_generator_weight(
             "input_factor",
-            (input_dim, self.rank),
+            (self._row_dim + self._shared_dim, self.rank),
             initializers.VarianceScaling(1.0, mode="fan_in"),
         )
         self.kernel_generator = self._add_generator_weight(
@@ -285,6 +326,12 @@ class MetaDense(keras.layers.Layer):
             "output_factor",
             (self.rank, self.units),
             initializers.VarianceScaling(2.0 * _GENERATED_SHARE, mode="fan_in"),
+        )
+        self.bias_generator = self._add_generator_weight(
+            "bias_generator",
+            (knowledge_dim, self.units),
+            "zeros",
+            divisor=knowledge_dim,
         )
 
     def _add_generator_weight(self, name, shape, initializer, divisor=1):

@@ -69,12 +69,14 @@ def reference(layer, expert_views, task_views, scenario_knowledge):
 def test_layer(tmp_path, options):
     # Pairs have width 4 + 3, d is 2, there are 2 tasks.
     per_layer = 7 * 7 + 7
-    num_weights = 2
+    num_weights, num_task_generators = 2, 0
     if options.get("generated", True):
         rank = options.get("rank")
         per_layer += 2 * 7
         per_layer += 7 * 2 + 2 * 2 * 2 + 2 * 7 if rank else 2 * 7 * 7
-        num_weights = 6 if rank else 4
+        num_weights = 6 if rank else 3
+        # The first layer of full rank generates what meets T by itself.
+        num_task_generators = 0 if rank else 1
     units = 1 if options.get("share_meta_across_tasks", True) else 2
     run_layer_checks(
         tmp_path,
@@ -86,7 +88,7 @@ def test_layer(tmp_path, options):
             **kwargs,
         ),
         make_inputs(),
-        num_weights=2 * units * num_weights + 1,
+        num_weights=units * (2 * num_weights + num_task_generators) + 1,
         num_parameters=units * (2 * per_layer + 7),
         unbatched=("task_views",),
     )

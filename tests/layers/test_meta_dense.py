@@ -16,6 +16,44 @@ from .layer_checks import (
 )
 
 
+def full_generators(layer):
+    """V_w `[d, d_in, units]` and V_b `[d, units]` of a layer of full rank.
+
+    Times d, as in its weights, which generate some columns of W and b each.
+    """
+    shared = getattr(layer, "shared_kernel_generator", None)
+    shared_dim = 0 if shared is None else shared.shape[1] // layer.units
+    rows = layer.kernel_base.shape[0] - shared_dim + 1
+    blocks = [
+        tf.reshape(block, (block.shape[0], rows, -1))
+        for block in layer.kernel_generators
+    ]
+    generator = tf.concat(blocks, axis=2)
+    kernel, bias = generator[:, :-1], generator[:, -1]
+    if shared is not None:
+        shared = tf.reshape(shared, (-1, shared_dim, layer.units))
+        kernel = tf.concat([kernel, shared], axis=1)
+    return kernel, bias
+
+
+def plain_form(layer, inputs, knowledge):
+    """Eq. 10-12 as they are written, of rows `[batch, rows, d_in]`."""
+    # b: sample, r: row, i: column, c: knowledge, u: unit, p, q: rank.
+    knowledge = knowledge / knowledge.shape[-1]
+    if layer.rank is None:
+        generator, bias_generator = full_generators(layer)
+    else:
+        core = tf.reshape(layer.kernel_generator, (-1, layer.rank, layer.rank))
+        generator = tf.einsum(
+            "ip,cpq,qu->ciu", layer.input_factor, core, layer.output_factor
+        )
+        bias_generator = layer.bias_generator
+    kernel = tf.einsum("bc,ciu->biu", knowledge, generator) + layer.kernel_base
+    bias = tf.einsum("bc,cu->bu", knowledge, bias_generator) + layer.bias_base
+    products = tf.einsum("bri,biu->bru", inputs, kernel)
+    return layer.activation(products + bias[:, None])
+
+
 def generated_kernel(layer, knowledge):
     """W of eq. 11 for one sample, entry by entry.
 
@@ -23,12 +61,14 @@ def generated_kernel(layer, knowledge):
     """
     knowledge = knowledge / len(knowledge)
     weights = {weight.name: to_numpy(weight) for weight in layer.weights}
-    generator = weights["kernel_generator"]
     kernel = weights["kernel_base"].astype("float64")
+    if layer.rank is None:
+        generator = to_numpy(full_generators(layer)[0])
+    else:
+        generator = weights["kernel_generator"]
     for i, j in np.ndindex(*kernel.shape):
         if layer.rank is None:
-            column = generator[:, i * layer.units + j]
-            kernel[i, j] += np.dot(column, knowledge)
+            kernel[i, j] += np.dot(generator[:, i, j], knowledge)
             continue
         for p, q in np.ndindex(layer.rank, layer.rank):
             core = np.dot(generator[:, p * layer.rank + q], knowledge)
@@ -40,7 +80,11 @@ def generated_kernel(layer, knowledge):
 def generated_bias(layer, knowledge):
     """b of eq. 12 for one sample."""
     knowledge = knowledge / len(knowledge)
-    generator, base = to_numpy(layer.bias_generator), to_numpy(layer.bias_base)
+    if layer.rank is None:
+        generator = to_numpy(full_generators(layer)[1])
+    else:
+        generator = to_numpy(layer.bias_generator)
+    base = to_numpy(layer.bias_base)
     return [
         np.dot(generator[:, j], knowledge) + base[j] for j in range(layer.units)
     ]
@@ -71,7 +115,7 @@ def test_layer(tmp_path, rank):
             **kwargs,
         ),
         {"inputs": normal(0, 6, 2, 4), "scenario_knowledge": normal(1, 6, 3)},
-        num_weights=4 if rank is None else 6,
+        num_weights=3 if rank is None else 6,
         num_parameters=4 * 5 + generator + 3 * 5 + 5,
     )
 
@@ -82,7 +126,8 @@ def test_layer(tmp_path, rank):
     # From 8 rows of a sample on, its kernel is made another way.
     middle=st.sampled_from([(), (2,), (2, 3), (8,), (3, 3)]),
     knowledge_dim=st.integers(1, 3),
-    units=st.integers(1, 4),
+    # Kernels of full rank are generated in blocks of 64 columns.
+    units=st.sampled_from([1, 2, 4, 66]),
     seed=st.integers(0, 100),
 )
 def test_equals_loops_over_the_equations(
@@ -149,7 +194,7 @@ def test_regularizer_covers_every_weight(rank, penalty):
     layer.build((None, 4), (None, 2))
     randomize_weights(layer)
     # Generators hold V times d = 2; the penalty is on V.
-    generators = ("kernel_generator", "bias_generator")
+    generators = ("kernel_generator", "kernel_generator_0", "bias_generator")
     expected = 0.1 * sum(
         float(np.sum(to_numpy(weight) ** 2))
         / (4 if weight.name in generators else 1)
@@ -167,9 +212,8 @@ def test_a_step_moves_a_generated_kernel_as_far_as_an_ordinary_one():
         layer.build((None, 4), (None, knowledge_dim))
         knowledge = np.ones(knowledge_dim)
         before = generated_kernel(layer, knowledge)
-        layer.kernel_generator.assign_add(
-            np.full(layer.kernel_generator.shape, 0.002)
-        )
+        (generator,) = layer.kernel_generators
+        generator.assign_add(np.full(generator.shape, 0.002))
         after = generated_kernel(layer, knowledge)
         np.testing.assert_allclose(after - before, 0.002, rtol=1e-3)
 
@@ -220,62 +264,67 @@ def test_invalid_arguments():
         MetaDense(4).build((None, 4), (None, 2, 2))
 
 
+def outputs_and_gradients(function, layer, *arguments):
+    """Of all weights and of the knowledge, the second argument."""
+    arguments = [tf.constant(argument) for argument in arguments]
+    with tf.GradientTape() as tape:
+        tape.watch(arguments[1])
+        outputs = function(*arguments)
+        loss = tf.reduce_sum(tf.sin(outputs))
+    wanted = [*layer.trainable_variables, arguments[1]]
+    return outputs, *tape.gradient(loss, wanted)
+
+
 @pytest.mark.parametrize("rank", [None, 3])
-def test_pairs_with_shared_inputs_equal_the_pairs_made(rank):
-    rows, knowledge = normal(0, 4, 3, 5), normal(1, 4, 2)
+@pytest.mark.parametrize("units", [7, 70])
+@pytest.mark.parametrize("num_rows", [3, 9])
+def test_pairs_with_shared_inputs_equal_the_pairs_made(num_rows, units, rank):
+    rows, knowledge = normal(0, 4, num_rows, 5), normal(1, 4, 2)
     shared = normal(2, 6, 4)
     pairs = np.concatenate(
         [
-            np.broadcast_to(rows[:, None], (4, 6, 3, 5)),
-            np.broadcast_to(shared[None, :, None], (4, 6, 3, 4)),
+            np.broadcast_to(rows[:, None], (4, 6, num_rows, 5)),
+            np.broadcast_to(shared[None, :, None], (4, 6, num_rows, 4)),
         ],
         axis=-1,
     )
-    layer = MetaDense(7, rank=rank)
+    layer = MetaDense(units, rank=rank, activation="tanh")
     layer.build(rows.shape, knowledge.shape, shared.shape)
     randomize_weights(layer)
 
-    def gradients(*arguments):
-        arguments = [tf.constant(argument) for argument in arguments]
-        with tf.GradientTape() as tape:
-            tape.watch(arguments[1])
-            outputs = layer(*arguments)
-            loss = tf.reduce_sum(tf.sin(outputs))
-        wanted = [*layer.trainable_variables, arguments[1]]
-        return outputs, *tape.gradient(loss, wanted)
+    def plain(pairs, knowledge):
+        flat = tf.reshape(pairs, (4, 6 * num_rows, 9))
+        outputs = plain_form(layer, flat, knowledge)
+        return tf.reshape(outputs, (4, 6, num_rows, units))
 
-    for ours, plain in zip(
-        gradients(rows, knowledge, shared), gradients(pairs, knowledge)
+    for received, expected in zip(
+        outputs_and_gradients(layer, layer, rows, knowledge, shared),
+        outputs_and_gradients(plain, layer, pairs, knowledge),
+        strict=True,
     ):
-        assert ours.shape == plain.shape
-        np.testing.assert_allclose(ours, plain, rtol=1e-4, atol=1e-5)
+        assert received.shape == expected.shape
+        np.testing.assert_allclose(received, expected, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.parametrize("rank", [None, 3])
+@pytest.mark.parametrize("units", [6, 64, 130])
 @pytest.mark.parametrize("rows", [3, 9])
-def test_gradients_equal_those_of_the_plain_form(rows):
+def test_gradients_equal_those_of_the_plain_form(rows, units, rank):
     inputs, knowledge = normal(0, 4, rows, 5), normal(1, 4, 2)
-    layer = MetaDense(6, activation="tanh")
+    layer = MetaDense(units, rank=rank, activation="tanh")
     layer.build(inputs.shape, knowledge.shape)
     randomize_weights(layer)
-    with tf.GradientTape(persistent=True) as tape:
-        # b: sample, r: row, i: column, c: knowledge, u: unit. Eq. 10-12.
-        scaled = knowledge / 2
-        generator = tf.reshape(layer.kernel_generator, (2, 5, 6))
-        kernel = tf.einsum("bc,ciu->biu", scaled, generator)
-        kernel += layer.kernel_base
-        bias = tf.einsum("bc,cu->bu", scaled, layer.bias_generator)
-        bias += layer.bias_base
-        plain = tf.tanh(
-            tf.einsum("bri,biu->bru", inputs, kernel) + bias[:, None]
-        )
-        ours = layer(inputs, knowledge)
-        losses = [tf.reduce_sum(tf.sin(x)) for x in (plain, ours)]
-    np.testing.assert_allclose(ours, plain, rtol=1e-5, atol=1e-6)
-    expected, received = (
-        tape.gradient(loss, layer.trainable_variables) for loss in losses
-    )
-    for one, other in zip(expected, received):
-        np.testing.assert_allclose(other, one, rtol=1e-4, atol=1e-5)
+    for received, expected in zip(
+        outputs_and_gradients(layer, layer, inputs, knowledge),
+        outputs_and_gradients(
+            lambda *arguments: plain_form(layer, *arguments),
+            layer,
+            inputs,
+            knowledge,
+        ),
+        strict=True,
+    ):
+        np.testing.assert_allclose(received, expected, rtol=1e-4, atol=1e-4)
 
 
 @pytest.mark.parametrize(
@@ -290,13 +339,17 @@ def test_shared_inputs_of_a_wrong_shape(shapes, message):
         MetaDense(3).build(*shapes)
 
 
-@pytest.mark.parametrize("rank", [None, 2])
-def test_generated_kernel_is_that_of_the_equation(rank):
-    layer = MetaDense(5, rank=rank)
+@pytest.mark.parametrize("shared", [(), (normal(2, 2, 3),)], ids=["", "pairs"])
+@pytest.mark.parametrize("units, rank", [(5, None), (70, None), (5, 2)])
+def test_generated_kernel_is_that_of_the_equation(units, rank, shared):
+    layer = MetaDense(units, rank=rank)
     knowledge = normal(1, 6, 3)
-    layer(normal(0, 6, 4), knowledge)
+    layer(normal(0, 6, 2, 4), knowledge, *shared)
     randomize_weights(layer)
     expected = [generated_kernel(layer, row) for row in to_numpy(knowledge)]
     np.testing.assert_allclose(
-        to_numpy(layer.generated_kernel(knowledge)), expected, rtol=1e-4
+        to_numpy(layer.generated_kernel(knowledge)),
+        expected,
+        rtol=1e-4,
+        atol=1e-6,
     )
