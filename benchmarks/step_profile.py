@@ -109,8 +109,9 @@ def report(total, parts, by_kind, options):
     lines = [
         "# Where a training step spends its time",
         "",
-        f"`python benchmarks/step_profile.py`, m2m_tf {__version__}, without "
-        f"XLA, float32, {STEPS} steps of {train_step.BATCH} samples at the "
+        f"`{train_step.command()}`, m2m_tf {__version__}, cores with "
+        f"{', '.join(train_step.instructions())}, without XLA, float32, "
+        f"{STEPS} steps of {train_step.BATCH} samples at the "
         "paper's sizes (those of [Training speed](speed.md)). Shares of the "
         f"time of all operations, {total:.1f} s a step summed over threads.",
         "",

@@ -380,7 +380,8 @@ def report(turns, memory, facts):
 
 def command():
     """What was run, with the one variable that changes what is measured."""
-    words = ["python", "benchmarks/train_step.py", *sys.argv[1:]]
+    script = f"benchmarks/{pathlib.Path(sys.argv[0]).name}"
+    words = ["python", script, *sys.argv[1:]]
     variable = "TF_ENABLE_ONEDNN_OPTS"
     prefix = f"{variable}={os.environ[variable]} " * (variable in os.environ)
     return prefix + shlex.join(words)

@@ -20,6 +20,13 @@ from m2m_tf.data import panel, schema
 SPLIT = "series"
 
 
+class _LocalInfo(tfds.core.DatasetInfo):
+    """Metadata that nobody but this machine has."""
+
+    def initialize_from_bucket(self):
+        """Looks for none elsewhere; tfds' own leaves an empty folder behind."""
+
+
 class PanelSeries(tfds.core.GeneratorBasedBuilder):
     """Builder whose examples are the records of one dataset spec.
 
@@ -69,7 +76,7 @@ class PanelSeries(tfds.core.GeneratorBasedBuilder):
             name: _feature(tensor)
             for name, tensor in schema.record_tensors(self.spec).items()
         }
-        return tfds.core.DatasetInfo(
+        return _LocalInfo(
             builder=self,
             description=self.spec.description or self.spec.name,
             features=tfds.features.FeaturesDict(features),

@@ -1,4 +1,5 @@
 import dataclasses
+import tempfile
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -46,3 +47,13 @@ def test_only_our_progress_bar_is_shown(clinic_spec, tmp_path, capfd, caplog):
     assert not told.out and not caplog.records
     assert "records" in told.err and "Generating" not in told.err
     assert logging.get_verbosity() == before
+
+
+def test_nothing_is_left_in_the_folder_of_temporary_files(
+    clinic_spec, tmp_path, monkeypatch
+):
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+    monkeypatch.setattr(tempfile, "tempdir", str(temporary))
+    tfds_builder.prepare_records(clinic_spec, tmp_path / "records")
+    assert not list(temporary.iterdir())
