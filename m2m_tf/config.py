@@ -201,7 +201,7 @@ class DatasetSpec:
                 )
         if self.activity and self.activity not in self.value_columns:
             raise ValueError(
-                "`activity` must name a behavior or performance column. "
+                f"`activity` must be one of {list(self.value_columns)}. "
                 f"Received: activity={self.activity!r}."
             )
         if self.known_future and self.horizon > self.lookback:

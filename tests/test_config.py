@@ -41,7 +41,7 @@ def test_table_paths_are_relative_to_the_spec(tmp_path):
             {"behavior": ["staff", "visits"]},
             r"key and value columns must differ.*\['visits'\]",
         ),
-        ({"activity": "nope"}, r"`activity` must name"),
+        ({"activity": "nope"}, r"`activity` must be one of .*nope"),
         ({"end": "2025-01-01"}, r"`end` must not be before `start`"),
         (
             {"split": {"train": 0.5, "validation": 0.1, "test": 0.1}},
