@@ -124,10 +124,6 @@ class MetaDense(keras.layers.Layer):
         self._shared_dim = 0
         if shared_inputs_shape is not None:
             self._shared_dim = shared_inputs_shape[-1]
-        self._blocks = [
-            range(first, min(first + _BLOCK_UNITS, self.units))
-            for first in range(0, self.units, _BLOCK_UNITS)
-        ]
         knowledge_dim = scenario_knowledge_shape[-1]
         self.kernel_base = self._add_generator_weight(
             "kernel_base",
@@ -284,6 +280,10 @@ class MetaDense(keras.layers.Layer):
         )
 
     def _add_full_generators(self, knowledge_dim):
+        self._blocks = [
+            range(first, min(first + _BLOCK_UNITS, self.units))
+            for first in range(0, self.units, _BLOCK_UNITS)
+        ]
         input_dim = self._row_dim + self._shared_dim
         scale = 2.0 * _GENERATED_SHARE * knowledge_dim**2 / input_dim
 

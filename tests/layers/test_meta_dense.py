@@ -127,7 +127,7 @@ def test_layer(tmp_path, rank):
     middle=st.sampled_from([(), (2,), (2, 3), (8,), (3, 3)]),
     knowledge_dim=st.integers(1, 3),
     # Kernels of full rank are generated in blocks of 64 columns.
-    units=st.sampled_from([1, 2, 4, 66]),
+    units=st.integers(1, 4) | st.just(66),
     seed=st.integers(0, 100),
 )
 def test_equals_loops_over_the_equations(
@@ -288,7 +288,7 @@ def test_pairs_with_shared_inputs_equal_the_pairs_made(num_rows, units, rank):
         ],
         axis=-1,
     )
-    layer = MetaDense(units, rank=rank, activation="tanh")
+    layer = MetaDense(units, rank=rank)
     layer.build(rows.shape, knowledge.shape, shared.shape)
     randomize_weights(layer)
 
@@ -303,7 +303,7 @@ def test_pairs_with_shared_inputs_equal_the_pairs_made(num_rows, units, rank):
         strict=True,
     ):
         assert received.shape == expected.shape
-        np.testing.assert_allclose(received, expected, rtol=1e-4, atol=1e-4)
+        np.testing.assert_allclose(received, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("rank", [None, 3])
@@ -314,17 +314,17 @@ def test_gradients_equal_those_of_the_plain_form(rows, units, rank):
     layer = MetaDense(units, rank=rank, activation="tanh")
     layer.build(inputs.shape, knowledge.shape)
     randomize_weights(layer)
-    for received, expected in zip(
-        outputs_and_gradients(layer, layer, inputs, knowledge),
-        outputs_and_gradients(
-            lambda *arguments: plain_form(layer, *arguments),
-            layer,
-            inputs,
-            knowledge,
-        ),
-        strict=True,
-    ):
-        np.testing.assert_allclose(received, expected, rtol=1e-4, atol=1e-4)
+
+    def plain(inputs, knowledge):
+        return plain_form(layer, inputs, knowledge)
+
+    outputs, *gradients = outputs_and_gradients(layer, layer, inputs, knowledge)
+    expected_outputs, *expected_gradients = outputs_and_gradients(
+        plain, layer, inputs, knowledge
+    )
+    np.testing.assert_allclose(outputs, expected_outputs, rtol=1e-5, atol=1e-6)
+    for received, expected in zip(gradients, expected_gradients, strict=True):
+        np.testing.assert_allclose(received, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize(
@@ -348,8 +348,5 @@ def test_generated_kernel_is_that_of_the_equation(units, rank, shared):
     randomize_weights(layer)
     expected = [generated_kernel(layer, row) for row in to_numpy(knowledge)]
     np.testing.assert_allclose(
-        to_numpy(layer.generated_kernel(knowledge)),
-        expected,
-        rtol=1e-4,
-        atol=1e-6,
+        to_numpy(layer.generated_kernel(knowledge)), expected, rtol=1e-4
     )
