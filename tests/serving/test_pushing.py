@@ -254,6 +254,7 @@ def test_kill_at_any_moment_leaves_whole_versions(copy, tmp_path):
     draw = random.Random(0)
     interrupted = 0
     for _ in range(50):
+        before = len(versions_of(copy))
         child = os.fork()
         if not child:
             try:
@@ -267,9 +268,13 @@ def test_kill_at_any_moment_leaves_whole_versions(copy, tmp_path):
         os.kill(child, signal.SIGKILL)
         os.waitpid(child, 0)
         interrupted += bool(list(copy.glob(".tmp-*")))
-        assert 2 <= len(versions_of(copy)) <= 4
+        # Killed between its version and the pruning, a push leaves one more.
+        assert 2 <= len(versions_of(copy)) <= max(before, 3) + 1
         newest = versions_of(copy)[-1]
         assert same(newest, source) or newest.name == "2"
     assert interrupted > 5
+    with pushing._only_push(copy):
+        pushing._keep_last(copy, 3)
+    assert len(versions_of(copy)) <= 3
     assert rollback(copy) and not list(copy.glob(".tmp-*"))
     assert tf.saved_model.load(str(versions_of(copy)[-1])).signatures
