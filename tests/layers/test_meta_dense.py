@@ -1,3 +1,6 @@
+import subprocess
+import sys
+
 import keras
 import numpy as np
 import pytest
@@ -265,13 +268,13 @@ def test_invalid_arguments():
 
 
 def outputs_and_gradients(function, layer, *arguments):
-    """Of all weights and of the knowledge, the second argument."""
+    """Of all weights and of the arguments."""
     arguments = [tf.constant(argument) for argument in arguments]
     with tf.GradientTape() as tape:
-        tape.watch(arguments[1])
+        tape.watch(arguments)
         outputs = function(*arguments)
         loss = tf.reduce_sum(tf.sin(outputs))
-    wanted = [*layer.trainable_variables, arguments[1]]
+    wanted = [*layer.trainable_variables, *arguments]
     return outputs, *tape.gradient(loss, wanted)
 
 
@@ -281,25 +284,25 @@ def outputs_and_gradients(function, layer, *arguments):
 def test_pairs_with_shared_inputs_equal_the_pairs_made(num_rows, units, rank):
     rows, knowledge = normal(0, 4, num_rows, 5), normal(1, 4, 2)
     shared = normal(2, 6, 4)
-    pairs = np.concatenate(
-        [
-            np.broadcast_to(rows[:, None], (4, 6, num_rows, 5)),
-            np.broadcast_to(shared[None, :, None], (4, 6, num_rows, 4)),
-        ],
-        axis=-1,
-    )
     layer = MetaDense(units, rank=rank)
     layer.build(rows.shape, knowledge.shape, shared.shape)
     randomize_weights(layer)
 
-    def plain(pairs, knowledge):
+    def plain(rows, knowledge, shared):
+        pairs = tf.concat(
+            [
+                tf.broadcast_to(rows[:, None], (4, 6, num_rows, 5)),
+                tf.broadcast_to(shared[None, :, None], (4, 6, num_rows, 4)),
+            ],
+            axis=-1,
+        )
         flat = tf.reshape(pairs, (4, 6 * num_rows, 9))
         outputs = plain_form(layer, flat, knowledge)
         return tf.reshape(outputs, (4, 6, num_rows, units))
 
     for received, expected in zip(
         outputs_and_gradients(layer, layer, rows, knowledge, shared),
-        outputs_and_gradients(plain, layer, pairs, knowledge),
+        outputs_and_gradients(plain, layer, rows, knowledge, shared),
         strict=True,
     ):
         assert received.shape == expected.shape
@@ -309,7 +312,8 @@ def test_pairs_with_shared_inputs_equal_the_pairs_made(num_rows, units, rank):
 @pytest.mark.parametrize("rank", [None, 3])
 @pytest.mark.parametrize("units", [6, 64, 130])
 @pytest.mark.parametrize("rows", [3, 9])
-def test_gradients_equal_those_of_the_plain_form(rows, units, rank):
+@pytest.mark.parametrize("compiled", [False, True], ids=["eager", "graph"])
+def test_gradients_equal_those_of_the_plain_form(compiled, rows, units, rank):
     inputs, knowledge = normal(0, 4, rows, 5), normal(1, 4, 2)
     layer = MetaDense(units, rank=rank, activation="tanh")
     layer.build(inputs.shape, knowledge.shape)
@@ -318,7 +322,10 @@ def test_gradients_equal_those_of_the_plain_form(rows, units, rank):
     def plain(inputs, knowledge):
         return plain_form(layer, inputs, knowledge)
 
-    outputs, *gradients = outputs_and_gradients(layer, layer, inputs, knowledge)
+    function = tf.function(layer) if compiled else layer
+    outputs, *gradients = outputs_and_gradients(
+        function, layer, inputs, knowledge
+    )
     expected_outputs, *expected_gradients = outputs_and_gradients(
         plain, layer, inputs, knowledge
     )
@@ -337,6 +344,43 @@ def test_gradients_equal_those_of_the_plain_form(rows, units, rank):
 def test_shared_inputs_of_a_wrong_shape(shapes, message):
     with pytest.raises(ValueError, match=message):
         MetaDense(3).build(*shapes)
+
+
+# A process of its own, as the peak of one's memory never falls.
+PEAK = """
+import resource
+import tensorflow as tf
+from m2m_tf.layers import MetaUnit
+
+unit = MetaUnit(16)
+rows, knowledge = tf.ones((256, 4, 128)), tf.ones((256, 2))
+unit(rows[:1], knowledge[:1])
+
+@tf.function
+def gradients():
+    with tf.GradientTape() as tape:
+        total = tf.reduce_sum(unit(rows, knowledge))
+    return tape.gradient(total, unit.trainable_variables)
+
+def peak():
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+
+before = peak()
+gradients()
+print(peak() - before)
+"""
+
+
+def test_kernels_are_not_kept_for_the_gradients():
+    result = subprocess.run(
+        [sys.executable, "-c", PEAK],
+        capture_output=True,
+        check=True,
+        text=True,
+        timeout=120,
+    )
+    kernels = 16 * 256 * 129 * 128 * 4 / 2**20
+    assert float(result.stdout) < kernels / 2
 
 
 @pytest.mark.parametrize("shared", [(), (normal(2, 2, 3),)], ids=["", "pairs"])
