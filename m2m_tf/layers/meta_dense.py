@@ -437,8 +437,14 @@ def _generated_product(columns, scenario_knowledge, generator, base):
     @tf.custom_gradient
     def product(columns, knowledge, generator, base):
         kernel = make_kernel(knowledge, generator, base, after=columns)
+        # Where profiles look for the gradients of this layer.
+        scope = f"gradient_tape/{tf.get_current_name_scope()}/"
 
         def gradients(gradient):
+            with tf.name_scope(scope):
+                return make_gradients(gradient)
+
+        def make_gradients(gradient):
             kernel = make_kernel(knowledge, generator, base, after=gradient)
             of_kernel = tf.matmul(columns, gradient)
             of_kernel = tf.reshape(of_kernel, (-1, input_dim * units))
