@@ -1,6 +1,7 @@
 """Several independent networks on one input, computed together."""
 
 import keras
+import tensorflow as tf
 from keras import activations, initializers, ops, regularizers
 
 from m2m_tf.layers._arguments import require_positive_int, require_positive_ints
@@ -91,10 +92,11 @@ class ExpertViews(keras.layers.Layer):
             input_dim = units
 
     def call(self, inputs):
-        # All experts' units side by side. TensorFlow folds the transposition
-        # into the product.
+        # All experts' units side by side. The kernel's gradient has the
+        # kernel's form; that of `ops.transpose(kernel)` is transposed again,
+        # which takes a third as long as its product.
         kernel = ops.reshape(self.kernels[0], (-1, inputs.shape[-1]))
-        hidden = ops.matmul(inputs, ops.transpose(kernel))
+        hidden = tf.matmul(inputs, kernel, transpose_b=True)
         hidden = ops.reshape(hidden, (-1, *self.biases[0].shape))
         hidden = self.activation(hidden + self.biases[0])
         for kernel, bias in zip(self.kernels[1:], self.biases[1:]):
