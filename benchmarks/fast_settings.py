@@ -16,6 +16,8 @@ import shutil
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
+import train_step
+
 from m2m_tf import (
     __version__,
     comparison,
@@ -59,18 +61,26 @@ def main():
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--output", type=pathlib.Path, required=True)
     parser.add_argument("--work", type=pathlib.Path, default="runs/fast")
-    parser.add_argument("--datasets", nargs="+", default=list(SOURCES))
+    for plural, known in (("datasets", SOURCES), ("variants", VARIANTS)):
+        parser.add_argument(
+            f"--{plural}",
+            nargs="+",
+            choices=list(known),
+            default=list(known),
+            metavar="NAME",
+            help=f"to train, of {list(known)}; those trained before are told",
+        )
     options = parser.parse_args()
     results = options.output.with_suffix("")
     # Seeds outermost: stopped early, all variants have been trained.
     for seed in range(options.seeds):
         for dataset in options.datasets:
-            for variant in VARIANTS:
+            for variant in options.variants:
                 path = results / f"{dataset}-{_slug(variant)}-{seed}.json"
                 if not path.exists():
                     print(f"{dataset}: {variant}, seed {seed}")
                     run(dataset, variant, seed, options.work, path)
-    text = report(results, options)
+    text = report(results)
     files.write_text(options.output, text)
     print(text)
 
@@ -104,6 +114,7 @@ def run(dataset, variant, seed, work, path):
         *shared[1:],
     )
     result = {
+        "version": __version__,
         "sums": comparison.to_lists(sums),
         "labels": comparison.to_lists(comparison.label_sums(*shared)),
     }
@@ -111,60 +122,75 @@ def run(dataset, variant, seed, work, path):
     shutil.rmtree(folder)
 
 
-def report(results, options):
-    chosen = ""
-    if options.datasets != list(SOURCES):
-        chosen = f" --datasets {' '.join(options.datasets)}"
-    lines = [
-        "# What M2M's faster settings cost in accuracy",
-        "",
-        f"`python benchmarks/fast_settings.py --seeds {options.seeds} --output "
-        f"{options.output}{chosen}`, m2m_tf {__version__}. The preset "
-        f"`small` with `members: 1` ({PRESET}) and one thing changed, on the "
-        "validation splits, which also choose the best epoch. Unweighted means "
-        "over task × scenario, mean ± standard deviation over the seeds; lower "
-        "is better. Of the differences 95 % intervals, by the bootstrap over "
-        "entities and seeds that studies use, **bold** where one excludes 0. "
-        "How fast they are, at the paper's sizes: [speed.md](speed.md).",
-        "",
-    ]
-    for dataset in options.datasets:
-        runs = {
-            variant: [
-                files.read_json(path)
-                for path in sorted(
-                    results.glob(f"{dataset}-{_slug(variant)}-*.json")
+def report(results):
+    """The page of all results that there are, whoever asked for them."""
+    tables, versions = [], set()
+    for dataset in SOURCES:
+        runs = {variant: {} for variant in VARIANTS}
+        for variant, by_seed in runs.items():
+            stem = f"{dataset}-{_slug(variant)}-"
+            for path in sorted(results.glob(f"{stem}*.json")):
+                by_seed[int(path.stem.removeprefix(stem))] = result = (
+                    files.read_json(path)
                 )
+                versions.add(result["version"])
+        if runs[PRESET]:
+            tables += [f"## {dataset}", "", *_tables(runs)]
+    return "\n".join(
+        [
+            "# What M2M's faster settings cost in accuracy",
+            "",
+            f"`{train_step.command()}`; trained by m2m_tf "
+            f"{' and '.join(sorted(versions))}. The preset "
+            f"`small` with `members: 1` ({PRESET}) and one thing changed, on "
+            "the validation splits, which also choose the best epoch. "
+            "Unweighted means over task × scenario, mean ± standard deviation "
+            "over the seeds; lower is better. Of the differences, over the "
+            "seeds that both have, 95 % intervals by the bootstrap over "
+            "entities and seeds that studies use, **bold** where one excludes "
+            "0. How fast they are, at the paper's sizes: [speed.md](speed.md).",
+            "",
+            *tables,
+        ]
+    )
+
+
+def _tables(runs):
+    labels = next(iter(runs[PRESET].values()))["labels"]
+
+    def sums(variant, seeds):
+        return [runs[variant][seed]["sums"] for seed in sorted(seeds)]
+
+    differences = []
+    for faster, slower in PAIRS:
+        seeds = runs[faster].keys() & runs[slower].keys()
+        if seeds:
+            texts = [
+                study_page.difference_text(
+                    comparison.difference(
+                        sums(faster, seeds), sums(slower, seeds), labels, metric
+                    )
+                )
+                for metric in study_page.TITLES
             ]
-            for variant in VARIANTS
-        }
-        if not all(runs.values()):
-            continue
-        labels = runs[PRESET][0]["labels"]
-        sums = {name: [run["sums"] for run in x] for name, x in runs.items()}
-        lines += [f"## {dataset}", ""]
-        lines += study_page.markdown_table(
-            ["", "seeds", *study_page.TITLES.values()],
+            name = f"{faster} minus {slower}"
+            differences.append([name, str(len(seeds)), *texts])
+    titles = ["seeds", *study_page.TITLES.values()]
+    return [
+        *study_page.markdown_table(
+            ["", *titles],
             [
-                [name, str(len(x)), *study_page.overall_texts(x, labels)]
-                for name, x in sums.items()
+                [
+                    name,
+                    str(len(by_seed)),
+                    *study_page.overall_texts(sums(name, by_seed), labels),
+                ]
+                for name, by_seed in runs.items()
+                if by_seed
             ],
-        )
-        lines += study_page.markdown_table(
-            ["difference", *study_page.TITLES.values()],
-            [_differences(sums, labels, *pair) for pair in PAIRS],
-        )
-    return "\n".join(lines)
-
-
-def _differences(sums, labels, faster, slower):
-    texts = [
-        study_page.difference_text(
-            comparison.difference(sums[faster], sums[slower], labels, metric)
-        )
-        for metric in study_page.TITLES
+        ),
+        *study_page.markdown_table(["difference", *titles], differences),
     ]
-    return [f"{faster} minus {slower}", *texts]
 
 
 def _slug(variant):

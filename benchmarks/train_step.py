@@ -383,8 +383,9 @@ def command():
     script = f"benchmarks/{pathlib.Path(sys.argv[0]).name}"
     words = ["python", script, *sys.argv[1:]]
     variable = "TF_ENABLE_ONEDNN_OPTS"
-    prefix = f"{variable}={os.environ[variable]} " * (variable in os.environ)
-    return prefix + shlex.join(words)
+    if variable in os.environ:
+        words.insert(0, f"{variable}={os.environ[variable]}")
+    return shlex.join(words)
 
 
 def instructions():
