@@ -73,7 +73,8 @@ def run_study(
         Path of the page, `<results>/<name>.md`.
 
     Raises:
-        StudyError: If the study has no such sweep.
+        StudyError: If the study has no such sweep, or its first dataset can't
+            be swept over lookbacks.
         ImportError: If LightGBM takes part and is not installed.
     """
     if sweep is not None and sweep not in config.sweeps:
@@ -123,22 +124,26 @@ class _Study:
                     self._score(dataset, model, chosen[model], seed)
 
     def sweep(self, setting):
-        changes = self._search(
-            _Dataset(self, next(iter(self.config.data))), "m2m"
-        )
+        values = self.config.sweeps[setting]
+        label = next(iter(self.config.data))
+        dataset = _Dataset(self, label)
+        datasets = dict.fromkeys(values, dataset)
+        if setting == "lookback":
+            datasets = {
+                value: _Dataset(self, label, value, min(values))
+                for value in values
+            }
+            for swept in datasets.values():
+                swept.load_spec()  # Refused before the search's trainings.
+        changes = self._search(dataset, "m2m")
         for seed in self.config.seeds:
-            for value in self.config.sweeps[setting]:
-                label = next(iter(self.config.data))
-                if setting == "lookback":
-                    shortest = min(self.config.sweeps[setting])
-                    dataset = _Dataset(self, label, value, shortest)
-                    merged = changes
-                else:
-                    dataset = _Dataset(self, label)
+            for value in values:
+                merged = changes
+                if setting != "lookback":
                     model = changes.get("model", {}) | {setting: value}
                     merged = changes | {"model": model}
                 name = self._sweep_name(setting, value)
-                self._score(dataset, "m2m", merged, seed, name)
+                self._score(datasets[value], "m2m", merged, seed, name)
 
     def write_page(self, command):
         return study_page.write_page(
@@ -373,8 +378,12 @@ class _Dataset:
             return self._source
         return self.work / "tables" / "spec.yaml"
 
-    def prepare(self) -> ForecastData:
-        """The data, prepared at the first call, and the labels' file."""
+    def load_spec(self) -> DatasetSpec:
+        """The spec, with this lookback, of tables made at the first call.
+
+        Raises:
+            StudyError: If the tables can't be swept over lookbacks.
+        """
         if not self.spec_path.exists():
             self._report(f"{self.label}: making tables")
             write_source_tables(self._source, self.spec_path.parent)
@@ -388,6 +397,11 @@ class _Dataset:
             spec = dataclasses.replace(
                 spec, lookback=self.lookback, split=_split_dates(spec)
             )
+        return spec
+
+    def prepare(self) -> ForecastData:
+        """The data, prepared at the first call, and the labels' file."""
+        spec = self.load_spec()
         data = ForecastData.prepare(spec, self.work / "records")
         if self.lookback is None:
             self._write_labels(data)

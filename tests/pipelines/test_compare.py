@@ -3,6 +3,7 @@ import json
 
 import numpy as np
 import pytest
+import yaml
 from tables import SMALL_MODEL, SMALL_TRAINING, write_clinic_tables
 from tensorboard.backend.event_processing import event_accumulator
 
@@ -163,6 +164,18 @@ def test_unknown_sweep_is_refused_before_work(config, tmp_path):
     with pytest.raises(StudyError, match="one of.*lookback.*'depth'"):
         run_study(config, tmp_path / "r", tmp_path / "w", sweep="depth")
     assert not list(tmp_path.iterdir())
+
+
+def test_known_future_activity_is_refused_before_a_lookback_sweep(
+    config, tmp_path
+):
+    spec = write_clinic_tables(tmp_path / "tables")
+    values = yaml.safe_load(spec.read_text()) | {"activity": "appointments"}
+    spec.write_text(yaml.safe_dump(values))
+    changed = dataclasses.replace(config, data={"clinics": spec})
+    with pytest.raises(StudyError, match="`activity` among.*'appointments'"):
+        run_study(changed, tmp_path / "r", tmp_path / "w", sweep="lookback")
+    assert not (tmp_path / "r").exists() and not (tmp_path / "w").exists()
 
 
 @pytest.mark.parametrize(
