@@ -74,7 +74,8 @@ def compile_model(
     """
     names = data.spec.task_names
     weights = data.preprocessor.task_weights()
-    has_shape = model.output[names[0]].shape[-1] > 1
+    outputs = model.output
+    has_shape = outputs[names[0]].shape[-1] > 1
     model.cell_metrics = CellMetrics(
         names, len(data.preprocessor.scenario_names)
     )
@@ -83,6 +84,14 @@ def compile_model(
         loss=joint_hurdle(weights) if has_shape else joint_poisson(names),
         loss_weights=weights,
         jit_compile=settings.jit_compile,
+    )
+    # The optimizer's variables and the means that losses are told by. Keras
+    # makes them in the first step, which TensorFlow then traces once more
+    # without, and that takes as long again.
+    model.optimizer.build(model.trainable_variables)
+    model.compute_loss(
+        y={name: tf.zeros((1, 1)) for name in names},
+        y_pred={name: tf.zeros((1, outputs[name].shape[-1])) for name in names},
     )
 
 
@@ -338,7 +347,6 @@ class RunRecord(keras.callbacks.Callback):
         backups = sorted(self._backups())
         if not backups:
             return
-        model.optimizer.build(model.trainable_variables)
         model.load_weights(backups[-1])
         self.epochs_done = int(backups[-1].name.split(".")[0])
         rows = files.read_json(self._folder / HISTORY_FILE)

@@ -13,6 +13,7 @@ from tables import SMALL_MODEL, SMALL_TRAINING
 
 from m2m_tf import config, files, training
 from m2m_tf.data.dataset import ForecastData
+from m2m_tf.models.forecast_model import ForecastModel
 
 TESTS = pathlib.Path(__file__).parent
 # Trains the clinics in a process of its own, so that it can be killed.
@@ -101,6 +102,18 @@ def test_validation_cells_are_those_of_the_best_model(clinic_data, trained):
     # Batches of 7 instead of 32: the metrics are exact over uneven batches.
     for name in ("overall_nmae", "overall_smape", "overall_poisson_deviance"):
         assert again[name] == pytest.approx(best[f"val_{name}"], rel=1e-4)
+
+
+def test_a_step_is_traced_once(clinic_data, tmp_path, monkeypatch):
+    traces = []
+
+    def train_step(self, data):
+        traces.append(self.name)
+        return keras.Model.train_step(self, data)
+
+    monkeypatch.setattr(ForecastModel, "train_step", train_step, raising=False)
+    training.train(clinic_data, SMALL_MODEL, SMALL_TRAINING, tmp_path / "run")
+    assert len(traces) == 1
 
 
 @pytest.mark.slow
