@@ -16,8 +16,6 @@ import shutil
 
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "3")
 
-import train_step
-
 from m2m_tf import (
     __version__,
     comparison,
@@ -68,7 +66,7 @@ def main():
             choices=list(known),
             default=list(known),
             metavar="NAME",
-            help=f"to train, of {list(known)}; those trained before are told",
+            help=f"to train, of {list(known)}; the page tells of all files",
         )
     options = parser.parse_args()
     results = options.output.with_suffix("")
@@ -140,7 +138,9 @@ def report(results):
         [
             "# What M2M's faster settings cost in accuracy",
             "",
-            f"`{train_step.command()}`; trained by m2m_tf "
+            "`python benchmarks/fast_settings.py --output "
+            "docs/results/fast_settings.md`, with `--seeds`, `--datasets` and "
+            "`--variants` as the tables say; trained by m2m_tf "
             f"{' and '.join(sorted(versions))}. The preset "
             f"`small` with `members: 1` ({PRESET}) and one thing changed, on "
             "the validation splits, which also choose the best epoch. "
