@@ -239,24 +239,20 @@ class MetaDense(keras.layers.Layer):
         """The same for `rank`."""
         core = self._core(scenario_knowledge)
 
-        def generate(rows, input_factor):
-            return ops.matmul(ops.matmul(rows, input_factor), core)
+        def product(rows, kernel_base, input_factor):
+            generated = ops.matmul(ops.matmul(rows, input_factor), core)
+            return ops.matmul(rows, kernel_base) + ops.matmul(
+                generated, self.output_factor
+            )
 
         row_base, shared_base = self._parts(self.kernel_base)
         row_factor, shared_factor = self._parts(self.input_factor)
         bias = ops.matmul(scenario_knowledge, self.bias_generator)
         bias = ops.expand_dims(bias + self.bias_base, axis=1)
-        # h v + g B as [h ‖ g] [v ; B]: one product writes the sum.
-        rows = ops.concatenate([hidden, generate(hidden, row_factor)], axis=-1)
-        kernel = ops.concatenate([row_base, self.output_factor], axis=0)
-        outputs = ops.matmul(rows, kernel) + bias
+        outputs = bias + product(hidden, row_base, row_factor)
         if shared_inputs is None:
             return outputs, None
-        # h v is the same for all samples.
-        shared = ops.matmul(
-            generate(shared_inputs, shared_factor), self.output_factor
-        )
-        return outputs, shared + ops.matmul(shared_inputs, shared_base)
+        return outputs, product(shared_inputs, shared_base, shared_factor)
 
     def _parts(self, weight):
         """Its rows for `inputs` and for `shared_inputs`, or for all and None.
