@@ -9,13 +9,15 @@ whose best possible forecasts are simulated, too.
     pip install 'jax[cuda13]'
     KERAS_BACKEND=jax python benchmarks/simulator_scale.py
 
-It wants a GPU and some ten minutes: the package's builders, layers and losses
-run on Keras' JAX backend, all seeds of a model at once, on data that stay in
-the GPU's memory. tf.data could not feed that, so batches are cut by JAX here;
-`--check RECORDS` tells how they differ from those of `ForecastData`, on the
-records of a run on the tables of `m2m-tf simulate`, `RECORDS/../tables`. A
-model keeps the weights of its last epoch. What a file answers is not run
+It wants a GPU and some twenty minutes: the package's builders, layers and
+losses run on Keras' JAX backend, four seeds of a model at once, on data that
+stay in the GPU's memory. tf.data could not feed that, so batches are cut by
+JAX here; `--check RECORDS` tells how they differ from those of `ForecastData`,
+on the records of a run on the tables of `m2m-tf simulate`, `RECORDS/../tables`.
+A model keeps the weights of its last epoch. What a file answers is not run
 again; `--page-only` writes the page of what there is, without JAX.
+`--same-mechanisms` asks the same where there is nothing to know of scenarios,
+for a page of its own.
 """
 
 import argparse
@@ -56,7 +58,10 @@ try:
 except ImportError:  # The page alone needs none.
     jax = jnp = None
 
-SEEDS = (0, 1, 2, 3)
+# Networks trained at once, with seeds that follow one another; also those of
+# a mean as `members` takes it.
+NETWORKS = 4
+FIRST_SEEDS = (0, 4)
 DAYS = 140
 # Advertisers that everything fitted comes from, and whose best possible
 # forecasts are simulated: those of the study.
@@ -76,16 +81,17 @@ MODELS = {
 HELD_AGAINST = ("nmae", "deviance", "relative_deviance", "median_nmae")
 LABELS_FILE = "labels.json"
 ALL_PART, STUDIED_PART = "all", "studied"
+NETWORK, MEAN = "network", "mean"
 _STEPS_A_CALL = 256
 _EVALUATED = 8192
 _CUT = 65536
 _CONFIG = "pipelines/configs/compare_simulator.yaml"
 
 
-def simulate_group(first, count, num_truths, folder):
+def simulate_group(first, count, num_truths, scenario_dependence, folder):
     """Simulates one group as `write_tables` does, into arrays of pairs."""
-    world = simulator.make_world()
-    spec = simulator.make_spec(DAYS, True)
+    world = simulator.make_world(scenario_dependence)
+    spec = simulator.make_spec(DAYS, scenario_dependence)
     cutoffs, opening = simulator._plan(spec, pathlib.Path("."))
     seeds = np.random.SeedSequence([0, first]).spawn(3)
     rng = np.random.default_rng(seeds[0])
@@ -141,13 +147,19 @@ def simulate_group(first, count, num_truths, folder):
     return path
 
 
-def simulate(workers, advertisers, truths):
+def simulate(workers, advertisers, truths, scenario_dependence):
     """All groups, one after another, as a dict of arrays."""
     with tempfile.TemporaryDirectory() as folder:
         paths = workers.starmap(
             simulate_group,
             [
-                (first, min(500, advertisers - first), truths, folder)
+                (
+                    first,
+                    min(500, advertisers - first),
+                    truths,
+                    scenario_dependence,
+                    folder,
+                )
                 for first in range(0, advertisers, 500)
             ],
             chunksize=1,
@@ -479,10 +491,10 @@ def cut_batch(arrays, rows):
     return inputs, arrays["labels"][rows]
 
 
-def initial_weights(inputs, settings, label_means):
+def initial_weights(inputs, settings, label_means, seeds):
     """Weights of all seeds `[seeds, ...]`, in a process without the GPU."""
     networks = []
-    for seed in SEEDS:
+    for seed in seeds:
         keras.utils.set_random_seed(seed + 1)
         model = build_model(inputs, settings, label_means)
         networks.append(
@@ -492,11 +504,10 @@ def initial_weights(inputs, settings, label_means):
 
 
 class Trainer:
-    """All seeds of one model, trained and asked at once."""
+    """Several seeds of one model, trained and asked at once."""
 
-    def __init__(self, data, settings, training, initial):
+    def __init__(self, data, settings, training):
         self.training = training
-        self.initial = initial
         self.model = build_model(
             data.model_inputs(), settings, data.label_means.tolist()
         )
@@ -510,11 +521,6 @@ class Trainer:
         self.losses = joint_hurdle(self.weights)
         self.train_steps = jax.jit(self._train_steps, donate_argnums=0)
         self.forecast = jax.jit(self._forecast)
-
-    def start(self):
-        weights = [jnp.asarray(w) for w in self.initial.get()]
-        zeros = [jnp.zeros_like(w) for w in weights]
-        return weights, zeros, [jnp.zeros_like(w) for w in weights]
 
     def _loss(self, weights, inputs, labels):
         outputs, _, penalties = self.model.stateless_call(
@@ -583,7 +589,7 @@ class Trainer:
             mixed = jnp.concatenate(
                 [
                     jax.nn.logsumexp(parameters[..., :1], 0)
-                    - math.log(len(SEEDS)),
+                    - math.log(NETWORKS),
                     parameters[..., 1:].mean(0),
                 ],
                 -1,
@@ -597,7 +603,7 @@ class Trainer:
     def lower(self, data, batch_size=None):
         """What trains on batches, or without a size forecasts, to compile."""
         weights = [
-            jax.ShapeDtypeStruct((len(SEEDS), *v.shape), jnp.float32)
+            jax.ShapeDtypeStruct((NETWORKS, *v.shape), jnp.float32)
             for v in self.model.trainable_variables
         ]
         shapes = jax.tree.map(
@@ -607,20 +613,21 @@ class Trainer:
             rows = jax.ShapeDtypeStruct((4, _EVALUATED), jnp.int32)
             return self.forecast.lower(weights, shapes, rows)
         rows = jax.ShapeDtypeStruct(
-            (_STEPS_A_CALL, len(SEEDS), batch_size), jnp.int32
+            (_STEPS_A_CALL, NETWORKS, batch_size), jnp.int32
         )
         scalar = jax.ShapeDtypeStruct((), jnp.float32)
         state = (weights, weights, weights)
         return self.train_steps.lower(state, shapes, rows, scalar, scalar)
 
-    def fit(self, compiled, data, advertisers, batch_size):
+    def fit(self, compiled, data, advertisers, batch_size, seeds, initial):
         """Trains on the first advertisers; returns weights and last loss."""
         rows = data.rows["train"]
         rows = rows[data.entity[rows] < advertisers].astype("int32")
         steps = len(rows) // batch_size
         total = steps * self.training.epochs
-        generators = [np.random.default_rng(seed) for seed in SEEDS]
-        state = self.start()
+        generators = [np.random.default_rng(seed) for seed in seeds]
+        weights = [jnp.asarray(w) for w in initial]
+        state = (weights, *(list(map(jnp.zeros_like, weights)) for _ in "mv"))
         order = []
         for _ in range(self.training.epochs):
             order.append(
@@ -757,6 +764,7 @@ def run(arguments, scales):
             workers,
             max(scales)[0],
             0 if arguments.check else STUDIED,
+            not arguments.same_mechanisms,
         )
         tell(f"{len(panel['entity'])} pairs simulated")
         data = Data(panel)
@@ -765,11 +773,11 @@ def run(arguments, scales):
         if arguments.check:
             check(data, arguments.check)
             return
-        groups = write_labels(results, data, scales)
+        groups = write_labels(results, data, scales, arguments.same_mechanisms)
         train_all(arguments, results, workers, data, groups, scales, tell)
 
 
-def write_labels(results, data, scales):
+def write_labels(results, data, scales, same_mechanisms):
     """Writes what all models share; returns the group of each entity."""
     groups = comparison.entity_groups(
         [f"a{i:07d}" for i in range(data.num_entities)]
@@ -810,6 +818,7 @@ def write_labels(results, data, scales):
             for name, (chosen, of_entity) in parts(data, groups, rows).items()
         },
         comparison.TRUE_RATES: score(data, groups, rows, [truth])[STUDIED_PART],
+        "same_mechanisms": same_mechanisms,
         "device": jax.devices()[0].device_kind,
         "versions": {
             name: importlib.metadata.version(name)
@@ -852,73 +861,82 @@ def train_all(arguments, results, workers, data, groups, scales, tell):
     study["model"]["head_normalization"] = True  # What the search chose.
     training = parse(TrainingSettings, study["training"])
     rows = data.rows["test"]
-    initial = {}
-    for name in arguments.models:
-        settings = parse(ModelSettings, study["model"] | MODELS[name])
-        means = data.label_means.tolist()
-        initial[name] = (
-            settings,
-            workers.apply_async(
-                initial_weights, (data.model_inputs(), settings, means)
-            ),
-        )
+    means = data.label_means.tolist()
+    settings, initial = {}, {}
+    for first in arguments.first_seeds:
+        for name in arguments.models:
+            settings[name] = parse(ModelSettings, study["model"] | MODELS[name])
+            initial[name, first] = workers.apply_async(
+                initial_weights,
+                (
+                    data.model_inputs(),
+                    settings[name],
+                    means,
+                    range(first, first + NETWORKS),
+                ),
+            )
     threads = concurrent.futures.ThreadPoolExecutor(arguments.workers)
     # Keras and its tracing are not for several threads.
     builder = concurrent.futures.ThreadPoolExecutor(1)
 
     @functools.cache
     def prepare(name):
-        settings, weights = initial[name]
         with jax.default_device(jax.devices("cpu")[0]):
-            return Trainer(data, settings, training, weights)
+            return Trainer(data, settings[name], training)
 
     def start_compiling(name, size):
         return threads.submit(prepare(name).lower(data, size).compile)
 
+    todo = [
+        (first, scale, batch_size, name)
+        for first in arguments.first_seeds
+        for scale, batch_size in scales
+        for name in arguments.models
+        if not result_path(results, name, scale, first).exists()
+    ]
     # What is needed first goes first.
     compiled = {}
-    for _, batch_size in scales:
-        for name in arguments.models:
-            for size in (batch_size, None):
-                if (name, size) not in compiled:
-                    compiled[name, size] = builder.submit(
-                        start_compiling, name, size
-                    )
+    for _, _, batch_size, name in todo:
+        for size in (batch_size, None):
+            if (name, size) not in compiled:
+                compiled[name, size] = builder.submit(
+                    start_compiling, name, size
+                )
     end = time.monotonic() + arguments.deadline
     written = []
-    for scale, batch_size in scales:
-        for name in arguments.models:
-            path = results / f"{name}-{scale}.json"
-            if path.exists():
-                continue
-            if time.monotonic() > end:
-                tell(f"no time for {name}, {scale} advertisers")
-                continue
-            steps = compiled[name, batch_size].result().result()
-            ask = compiled[name, None].result().result()
-            trainer = prepare(name)
-            before = time.monotonic()
-            weights, loss = trainer.fit(steps, data, scale, batch_size)
-            result = {
-                "advertisers": scale,
-                "batch_size": batch_size,
-                "model": name,
-                "seeds": SEEDS,
-                "seconds": round(time.monotonic() - before, 1),
-                "loss": loss.tolist(),
-            }
-            told = trainer.ask(ask, data, weights, rows)
-            written.append(
-                threads.submit(
-                    write_result, path, result, data, groups, rows, told
-                )
-            )
-            tell(
-                f"{name}, {scale} advertisers: {result['seconds']} s, "
-                f"loss {loss.round(4)}"
-            )
+    for first, scale, batch_size, name in todo:
+        seeds = range(first, first + NETWORKS)
+        what = f"{name}, {scale} advertisers, seeds from {first}"
+        if time.monotonic() > end:
+            tell(f"no time for {what}")
+            continue
+        steps = compiled[name, batch_size].result().result()
+        ask = compiled[name, None].result().result()
+        trainer = prepare(name)
+        before = time.monotonic()
+        weights, loss = trainer.fit(
+            steps, data, scale, batch_size, seeds, initial[name, first].get()
+        )
+        result = {
+            "advertisers": scale,
+            "batch_size": batch_size,
+            "model": name,
+            "seeds": list(seeds),
+            "seconds": round(time.monotonic() - before, 1),
+            "loss": loss.tolist(),
+        }
+        told = trainer.ask(ask, data, weights, rows)
+        path = result_path(results, name, scale, first)
+        written.append(
+            threads.submit(write_result, path, result, data, groups, rows, told)
+        )
+        tell(f"{what}: {result['seconds']} s, loss {loss.round(4)}")
     for future in written:
         future.result()
+
+
+def result_path(results, name, advertisers, first_seed):
+    return results / f"{name}-{advertisers}-{first_seed}.json"
 
 
 def write_result(path, result, data, groups, rows, told):
@@ -927,16 +945,41 @@ def write_result(path, result, data, groups, rows, told):
     files.write_compact_json(path, result)
 
 
+def read_runs(results):
+    """Results of all seeds, and which these are.
+
+    Advertisers → model → part → NETWORK and MEAN → sums of each, and
+    advertisers → model → text.
+    """
+    runs, seeds = {}, {}
+    for name in MODELS:
+        found = [
+            run
+            for path in results.glob(f"{name}-*.json")
+            if (run := files.read_json(path))["model"] == name
+        ]
+        for run in sorted(found, key=lambda run: run["seeds"]):
+            scale = run["advertisers"]
+            parts = runs.setdefault(scale, {}).setdefault(name, {})
+            for part, sums in run["sums"].items():
+                kinds = parts.setdefault(part, {NETWORK: [], MEAN: []})
+                kinds[NETWORK] += sums[:-1]
+                kinds[MEAN] += sums[-1:]
+            seeds.setdefault(scale, {}).setdefault(name, []).extend(
+                run["seeds"]
+            )
+    texts = {
+        scale: {name: f"{min(x)} to {max(x)}" for name, x in of_scale.items()}
+        for scale, of_scale in seeds.items()
+    }
+    return runs, texts
+
+
 def write_page(results):
     """Writes `<results>.md`, of the files in the folder and its notes."""
     shared = files.read_json(results / LABELS_FILE)
     names, labels = shared["scenarios"], shared["labels"]
-    runs = {}
-    for name in MODELS:
-        for path in results.glob(f"{name}-*.json"):
-            run = files.read_json(path)
-            if run["model"] == name:
-                runs.setdefault(run["advertisers"], {})[name] = run
+    runs, seeds = read_runs(results)
     largest = max(runs)
     train = np.array(shared["samples"][str(largest)]["train"])
     major = int(train.argmax())
@@ -946,13 +989,13 @@ def write_page(results):
         study_page.read_notes(results, "# Simulator: more advertisers\n"),
         "## Origin",
         "",
-        "Made by `KERAS_BACKEND=jax python benchmarks/simulator_scale.py` "
-        f"on one {shared['device']}; {versions}. Seeds: "
-        f"{', '.join(map(str, SEEDS))}; ± is the standard deviation over "
-        "them. Overall values are means over the cells task × scenario of "
-        "the test split, intervals as in [simulator.md](simulator.md). The "
-        "mean of the seeds' networks, as `members` takes it, is one model: "
-        "its intervals are of entities alone.",
+        "Made by `KERAS_BACKEND=jax python benchmarks/simulator_scale.py"
+        f"{' --same-mechanisms' if shared['same_mechanisms'] else ''}` "
+        f"on one {shared['device']}; {versions}. ± is the standard deviation "
+        "over seeds. Overall values are means over the cells task × scenario "
+        "of the test split, intervals as in [simulator.md](simulator.md). "
+        f"Means are of {NETWORKS} networks, as `members` takes them; "
+        "intervals of theirs draw from as many means as there are.",
         "",
     ]
     lines += study_page.markdown_table(
@@ -963,17 +1006,18 @@ def write_page(results):
         ],
     )
     lines += [f"## Trained and tested on {largest:,} advertisers", ""]
-    found = {name: run["sums"][ALL_PART] for name, run in runs[largest].items()}
+    found = {name: run[ALL_PART] for name, run in runs[largest].items()}
     titles = study_page.TITLES
     for head, chosen in (
-        ("one network", np.s_[:-1]),
-        ("mean of all", np.s_[-1:]),
+        ("one network", NETWORK),
+        (f"mean of {NETWORKS}", MEAN),
     ):
         lines += study_page.markdown_table(
-            [head, *titles.values()],
+            [head, "seeds", *titles.values()],
             [
                 [
                     name,
+                    seeds[largest][name],
                     *study_page.overall_texts(sums[chosen], labels[ALL_PART]),
                 ]
                 for name, sums in found.items()
@@ -990,7 +1034,7 @@ def write_page(results):
         rows = []
         for rival in rivals:
             row = [rival]
-            for chosen in (np.s_[:-1], np.s_[-1:]):
+            for chosen in (NETWORK, MEAN):
                 differences = [
                     comparison.difference(
                         found["m2m"][chosen],
@@ -1001,7 +1045,7 @@ def write_page(results):
                     )
                     for scenarios in groups.values()
                 ]
-                if chosen == np.s_[:-1]:
+                if chosen == NETWORK:
                     held.setdefault(titles[metric], {})[rival] = differences[0]
                 row += map(study_page.difference_text, differences)
             rows.append(row)
@@ -1028,8 +1072,8 @@ def write_page(results):
                         *(
                             study_page.difference_text(
                                 comparison.difference(
-                                    found["m2m"][:-1],
-                                    found[rival][:-1],
+                                    found["m2m"][NETWORK],
+                                    found[rival][NETWORK],
                                     labels[ALL_PART],
                                     metric,
                                     [index],
@@ -1062,7 +1106,7 @@ def write_page(results):
                     study_page.overall_values(
                         sums, labels[STUDIED_PART], metric
                     )
-                    for sums in (run["sums"][STUDIED_PART][:-1], best)
+                    for sums in (run[STUDIED_PART][NETWORK], best)
                 )
                 above = np.mean(values) / truth - 1
                 row.append(f"{study_page.spread_text(values)} ({above:+.1%})")
@@ -1079,7 +1123,23 @@ def write_page(results):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
-    parser.add_argument("--results", default="docs/results/simulator_scale")
+    parser.add_argument(
+        "--same-mechanisms",
+        action="store_true",
+        help="simulate scenarios that do not differ in what moves the tasks",
+    )
+    parser.add_argument(
+        "--results",
+        help="folder (default: docs/results/simulator_scale, or "
+        "docs/results/simulator_scale_same)",
+    )
+    parser.add_argument(
+        "--first-seeds",
+        nargs="+",
+        type=int,
+        default=list(FIRST_SEEDS),
+        help=f"train {NETWORKS} seeds from each of these on, in this order",
+    )
     parser.add_argument(
         "--scales",
         nargs="+",
@@ -1101,6 +1161,10 @@ def main():
     parser.add_argument("--page-only", action="store_true")
     arguments = parser.parse_args()
     scales = [tuple(map(int, x.split(":"))) for x in arguments.scales]
+    arguments.results = arguments.results or (
+        "docs/results/simulator_scale"
+        + ("_same" if arguments.same_mechanisms else "")
+    )
     if max(scales)[0] <= STUDIED and not arguments.check:
         parser.error(f"one scale must have more than {STUDIED} advertisers")
     if not arguments.page_only:
