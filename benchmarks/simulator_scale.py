@@ -845,7 +845,8 @@ def _require_same(before, labels, path):
             if not np.allclose(before[part][name], values, rtol=1e-4):
                 raise ValueError(
                     f"{path} tells of other samples ({part}, {name}): it was "
-                    "made with other scales or on another kind of processor. "
+                    "made with other scales or mechanisms, or on another kind "
+                    "of processor. "
                     "Give another folder as --results."
                 )
 
@@ -861,19 +862,25 @@ def train_all(arguments, results, workers, data, groups, scales, tell):
     study["model"]["head_normalization"] = True  # What the search chose.
     training = parse(TrainingSettings, study["training"])
     rows = data.rows["test"]
+    todo = [
+        (first, scale, batch_size, name)
+        for first in arguments.first_seeds
+        for scale, batch_size in scales
+        for name in arguments.models
+        if not result_path(results, name, scale, first).exists()
+    ]
+    settings = {
+        name: parse(ModelSettings, study["model"] | MODELS[name])
+        for name in arguments.models
+    }
     means = data.label_means.tolist()
-    settings, initial = {}, {}
-    for first in arguments.first_seeds:
-        for name in arguments.models:
-            settings[name] = parse(ModelSettings, study["model"] | MODELS[name])
+    initial = {}
+    for first, _, _, name in todo:
+        if (name, first) not in initial:
+            seeds = range(first, first + NETWORKS)
             initial[name, first] = workers.apply_async(
                 initial_weights,
-                (
-                    data.model_inputs(),
-                    settings[name],
-                    means,
-                    range(first, first + NETWORKS),
-                ),
+                (data.model_inputs(), settings[name], means, seeds),
             )
     threads = concurrent.futures.ThreadPoolExecutor(arguments.workers)
     # Keras and its tracing are not for several threads.
@@ -887,13 +894,6 @@ def train_all(arguments, results, workers, data, groups, scales, tell):
     def start_compiling(name, size):
         return threads.submit(prepare(name).lower(data, size).compile)
 
-    todo = [
-        (first, scale, batch_size, name)
-        for first in arguments.first_seeds
-        for scale, batch_size in scales
-        for name in arguments.models
-        if not result_path(results, name, scale, first).exists()
-    ]
     # What is needed first goes first.
     compiled = {}
     for _, _, batch_size, name in todo:
@@ -946,40 +946,24 @@ def write_result(path, result, data, groups, rows, told):
 
 
 def read_runs(results):
-    """Results of all seeds, and which these are.
-
-    Advertisers → model → part → NETWORK and MEAN → sums of each, and
-    advertisers → model → text.
-    """
-    runs, seeds = {}, {}
+    """Results: advertisers → model → part → NETWORK and MEAN → sums of each."""
+    runs = {}
     for name in MODELS:
-        found = [
-            run
-            for path in results.glob(f"{name}-*.json")
-            if (run := files.read_json(path))["model"] == name
-        ]
+        found = map(files.read_json, results.glob(f"{name}-*.json"))
         for run in sorted(found, key=lambda run: run["seeds"]):
-            scale = run["advertisers"]
-            parts = runs.setdefault(scale, {}).setdefault(name, {})
+            parts = runs.setdefault(run["advertisers"], {}).setdefault(name, {})
             for part, sums in run["sums"].items():
                 kinds = parts.setdefault(part, {NETWORK: [], MEAN: []})
                 kinds[NETWORK] += sums[:-1]
                 kinds[MEAN] += sums[-1:]
-            seeds.setdefault(scale, {}).setdefault(name, []).extend(
-                run["seeds"]
-            )
-    texts = {
-        scale: {name: f"{min(x)} to {max(x)}" for name, x in of_scale.items()}
-        for scale, of_scale in seeds.items()
-    }
-    return runs, texts
+    return runs
 
 
 def write_page(results):
     """Writes `<results>.md`, of the files in the folder and its notes."""
     shared = files.read_json(results / LABELS_FILE)
     names, labels = shared["scenarios"], shared["labels"]
-    runs, seeds = read_runs(results)
+    runs = read_runs(results)
     largest = max(runs)
     train = np.array(shared["samples"][str(largest)]["train"])
     major = int(train.argmax())
@@ -991,9 +975,10 @@ def write_page(results):
         "",
         "Made by `KERAS_BACKEND=jax python benchmarks/simulator_scale.py"
         f"{' --same-mechanisms' if shared['same_mechanisms'] else ''}` "
-        f"on one {shared['device']}; {versions}. ± is the standard deviation "
-        "over seeds. Overall values are means over the cells task × scenario "
-        "of the test split, intervals as in [simulator.md](simulator.md). "
+        f"on one {shared['device']}; {versions}. Seeds count from 0; ± is the "
+        "standard deviation over them. Overall values are means over the "
+        "cells task × scenario of the test split, intervals as in "
+        "[simulator.md](simulator.md). "
         f"Means are of {NETWORKS} networks, as `members` takes them; "
         "intervals of theirs draw from as many means as there are.",
         "",
@@ -1013,11 +998,11 @@ def write_page(results):
         (f"mean of {NETWORKS}", MEAN),
     ):
         lines += study_page.markdown_table(
-            [head, "seeds", *titles.values()],
+            [head, "trained", *titles.values()],
             [
                 [
                     name,
-                    seeds[largest][name],
+                    str(len(sums[chosen])),
                     *study_page.overall_texts(sums[chosen], labels[ALL_PART]),
                 ]
                 for name, sums in found.items()
