@@ -369,6 +369,7 @@ MODEL_PRESETS = {
         knowledge_dim=16,
         num_meta_layers=1,
         meta_rank=16,
+        share_meta_across_tasks=False,
         history_offset=True,
         context_in_backbone=True,
         likelihood="hurdle",
