@@ -328,7 +328,8 @@ class TrainingSettings:
             own; the model is their mean, see `models.ensemble`.
         patience: Epochs without a better validation loss before stopping.
         seed: Seeds initial weights, dropout and the order of samples.
-        dtype_policy: `"float32"` or `"mixed_bfloat16"`.
+        dtype_policy: `"float32"` or `"mixed_bfloat16"`, which is faster on a
+            GPU, and on those CPUs alone that multiply faster in it.
         jit_compile: Compile the step with XLA. `"auto"` is Keras' choice:
             where there is a GPU. On a CPU nothing is gained by it, and
             bfloat16 is slow in it.

@@ -292,9 +292,12 @@ class TaskMetaUnit(keras.layers.Layer):
         if self.share_across_tasks:
             return self.units[0](inputs, scenario_knowledge, task_views)
         if task_views is None:
+            # Unstacked, as the gradients of slices would each be written whole.
             outputs = [
-                unit(inputs[:, task], scenario_knowledge)
-                for task, unit in enumerate(self.units)
+                unit(rows, scenario_knowledge)
+                for unit, rows in zip(
+                    self.units, ops.unstack(inputs, axis=1), strict=True
+                )
             ]
             return ops.stack(outputs, axis=1)
         outputs = [
