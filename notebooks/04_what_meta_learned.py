@@ -190,21 +190,25 @@ print(f"between advertisers of a scenario: {within / (between + within):.0%}")
 # makes it. As the map from knowledge to kernel is linear, the kernel of a
 # scenario's mean knowledge is the mean of its advertisers' kernels. The
 # distance of two scenarios is the Frobenius norm of the difference of these,
-# relative to the norm of $v$, which all scenarios share.
+# relative to the norm of $v$, which all scenarios share. Each task has a unit
+# of its own (`share_meta_across_tasks: false`); shown is the tasks' mean.
 
 # %%
 mean_knowledge = knowledge.mean(1).astype("float32")
 units = {
-    "attention": model.get_layer("meta_attention").meta_unit.units[0],
-    "tower, layer 1": model.get_layer("meta_tower").meta_units[0].units[0],
-    "tower, layer 2": model.get_layer("meta_tower").meta_units[1].units[0],
+    "attention": model.get_layer("meta_attention").meta_unit.units,
+    "tower, layer 1": model.get_layer("meta_tower").meta_units[0].units,
+    "tower, layer 2": model.get_layer("meta_tower").meta_units[1].units,
 }
 distances = {}
-for title, unit in units.items():
-    layer = unit.meta_layers[0]
-    kernels = np.array(layer.generated_kernel(mean_knowledge))
-    apart = pdist(kernels.reshape(len(names), -1))
-    distances[title] = apart / np.linalg.norm(layer.kernel_base)
+for title, by_task in units.items():
+    apart = []
+    for unit in by_task:
+        layer = unit.meta_layers[0]
+        kernels = np.array(layer.generated_kernel(mean_knowledge))
+        norms = pdist(kernels.reshape(len(names), -1))
+        apart.append(norms / np.linalg.norm(layer.kernel_base))
+    distances[title] = np.mean(apart, axis=0)
 
 total = np.mean(list(distances.values()), axis=0)
 links = hierarchy.linkage(total, "average")
