@@ -43,7 +43,10 @@ SOURCES = {
     ),
     "simulator": SimulatorSource("simulator", advertisers=4000, days=140),
 }
-# Changes of the model's and of the training's settings.
+ONE_UNIT = dataclasses.replace(
+    MODEL_PRESETS["small"], share_meta_across_tasks=True
+)
+# Changes of these and of the training's settings.
 BASE = "rank 16, float32, no XLA"
 OWN_UNITS = "a unit for each task"
 VARIANTS = {
@@ -102,10 +105,7 @@ def run(dataset, variant, seed, work, path):
     folder = work / path.stem
     training.train(
         data,
-        dataclasses.replace(
-            MODEL_PRESETS["small"],
-            **({"share_meta_across_tasks": True} | model),
-        ),
+        dataclasses.replace(ONE_UNIT, **model),
         dataclasses.replace(
             TRAINING_PRESETS["small"], members=1, seed=seed, **train
         ),
