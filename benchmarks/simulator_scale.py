@@ -35,6 +35,7 @@ import time
 
 import keras
 import numpy as np
+import polars as pl
 import yaml
 
 from m2m_tf import comparison, files, plots, regularizers, study_page
@@ -90,58 +91,58 @@ _CONFIG = "pipelines/configs/compare_simulator.yaml"
 
 def simulate_group(first, count, num_truths, scenario_dependence, folder):
     """Simulates one group as `write_tables` does, into arrays of pairs."""
-    world = simulator.make_world(scenario_dependence)
-    spec = simulator.make_spec(DAYS, scenario_dependence)
-    cutoffs, opening = simulator._plan(spec, pathlib.Path("."))
-    seeds = np.random.SeedSequence([0, first]).spawn(3)
-    rng = np.random.default_rng(seeds[0])
-    people = simulator._draw_advertisers(rng, world, count)
-    state = simulator._first_state(rng, people)
-    rng = np.random.default_rng(seeds[1])
-    ids = np.array([f"a{first + i:07d}" for i in range(count)])
-    days, truths = [], []
-    for day in range(DAYS):
-        state, _, drawn = simulator._advance(
-            state, people, day, day >= opening, rng
+    cutoffs, opening = simulator.plan(
+        simulator.make_spec(DAYS, scenario_dependence)
+    )
+    tables = simulator.simulate_group(
+        simulator.make_world(scenario_dependence),
+        first,
+        count,
+        days=DAYS,
+        seed=0,
+        cutoffs=cutoffs if first < num_truths else [],
+        opening=opening,
+    )
+
+    def scattered(table, date, names, empty):
+        """Values `[count, S, DAYS, columns]`, `empty` where there is no row."""
+        full = np.full(
+            (count, len(simulator.SCENARIOS), DAYS, len(names)), empty
         )
-        days.append(
-            np.concatenate([drawn["behavior"], drawn["tasks"]], -1).astype(
-                "float32"
-            )
+        places = (
+            table["advertiser"].str.slice(1).cast(int) - first,
+            table["scenario"].replace_strict(
+                simulator.SCENARIOS["scenario"],
+                range(len(simulator.SCENARIOS)),
+            ),
+            (table[date] - simulator.START).dt.total_days(),
         )
-        if day in cutoffs and first < num_truths:
-            table = simulator._best_forecasts(
-                state, people, day, opening, ids, seeds[2].spawn(1)[0]
-            )
-            truths.append((day, table))
-    values = np.stack(days, 2)  # [A, S, days, columns]
+        full[tuple(place.to_numpy() for place in places)] = table.select(
+            names
+        ).to_numpy()
+        return full
+
+    names = [*simulator.BEHAVIOR, *simulator.TASKS]
+    values = scattered(tables["panel"], "date", names, np.float32(0))
     entity, scenario = np.nonzero((values != 0).any((2, 3)))
-    profile = simulator._profile(people, ids, rng)
+    profile = tables["profile"].drop("advertiser")
     arrays = {
         "entity": first + entity,
         "scenario": scenario,
         "values": values[entity, scenario],
         **{
-            f"profile_{name}": profile[name].to_numpy().astype(kind)
-            for name, kind in (
-                ("category", str),
-                ("business_scale", str),
-                ("star_level", str),
-                ("seller_age", "float32"),
-                ("price_level", "float32"),
+            f"profile_{column.name}": column.to_numpy().astype(
+                str if column.dtype == pl.String else "float32"
             )
+            for column in profile
         },
     }
-    names = simulator.SCENARIOS["scenario"].to_list()
-    for day, table in truths:
-        rows = table["advertiser"].str.slice(1).cast(int).to_numpy()
-        columns = [names.index(name) for name in table["scenario"]]
+    if "true_rates" in tables:
         for kind in ("mean", "median"):
-            full = np.full((count, len(names), len(simulator.TASKS)), np.nan)
-            full[rows - first, columns] = table.select(
-                [f"{task}_{kind}" for task in simulator.TASKS]
-            ).to_numpy()
-            arrays[f"truth_{kind}_{day}"] = full[entity, scenario]
+            names = [f"{task}_{kind}" for task in simulator.TASKS]
+            truth = scattered(tables["true_rates"], "cutoff", names, np.nan)
+            for day in cutoffs:
+                arrays[f"truth_{kind}_{day}"] = truth[entity, scenario, day]
     path = pathlib.Path(folder) / f"{first:08d}.npz"
     np.savez(path, **arrays)
     return path

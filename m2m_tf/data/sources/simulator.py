@@ -33,6 +33,7 @@ import dataclasses
 import datetime
 import os
 import pathlib
+from collections.abc import Sequence
 
 import numpy as np
 import polars as pl
@@ -208,7 +209,7 @@ def write_tables(
     folder = pathlib.Path(output_dir)
     spec = make_spec(days, scenario_dependence)
     world = make_world(scenario_dependence, mechanism_strength)
-    cutoffs, opening = _plan(spec, folder)
+    cutoffs, opening = plan(spec)
     parts = {"panel": [], "profile": [], "true_rates": []}
     chunks = range(0, advertisers, _CHUNK)
     with files.replacing(folder / "parts") as temporary:
@@ -217,7 +218,7 @@ def write_tables(
             tqdm(chunks, desc="simulating", unit=" groups")
         ):
             count = min(_CHUNK, advertisers - first)
-            tables = _simulate(
+            tables = simulate_group(
                 world, first, count, days, seed, cutoffs, opening
             )
             for name, table in tables.items():
@@ -274,13 +275,27 @@ def make_spec(days: int, scenario_dependence: bool) -> dict:
     }
 
 
-def _plan(spec, folder):
-    """Cutoffs to tell the best forecasts at, and each scenario's first day."""
+def plan(spec: dict) -> tuple[list[int], np.ndarray]:
+    """Cutoffs to tell the best forecasts at, and each scenario's first day.
+
+    Args:
+        spec: From `make_spec`.
+
+    Returns:
+        Tuple of day numbers and an array `[S]` of day numbers.
+
+    Example:
+
+    >>> cutoffs, opening = plan(make_spec(140, scenario_dependence=True))
+    >>> len(opening) == len(SCENARIOS)
+    True
+    """
     dates = {
         key: datetime.date.fromisoformat(spec[key]) for key in ("start", "end")
     }
     paths = {
-        key: folder / spec[key] for key in ("panel", "profile", "scenarios")
+        key: pathlib.Path(spec[key])
+        for key in ("panel", "profile", "scenarios")
     }
     columns = {
         key: spec[key] for key in ("profile_columns", "scenario_columns")
@@ -332,7 +347,38 @@ class _State:
         )
 
 
-def _simulate(world, first, count, days, seed, cutoffs, opening):
+def simulate_group(
+    world: World,
+    first: int,
+    count: int,
+    days: int,
+    seed: int,
+    cutoffs: Sequence[int],
+    opening: np.ndarray,
+) -> dict[str, pl.DataFrame]:
+    """Simulates the advertisers with numbers from `first` on.
+
+    Args:
+        world: From `make_world`.
+        first: Number of the first advertiser.
+        count: Number of advertisers.
+        days: Days to simulate.
+        seed: Seed of the whole data; each `first` has numbers of its own.
+        cutoffs: Day numbers to tell the best forecasts at; costs far more
+            than the rest.
+        opening: Each scenario's first day, `[S]`.
+
+    Returns:
+        Dict of tables, `panel`, `profile` and, unless `cutoffs` is empty,
+        `true_rates`, as `write_tables` writes them.
+
+    Example:
+
+    >>> _, opening = plan(make_spec(140, scenario_dependence=True))
+    >>> tables = simulate_group(make_world(), 0, 20, 140, 0, [], opening)
+    >>> tables["profile"].height
+    20
+    """
     people_seed, path_seed, future_seed = np.random.SeedSequence(
         [seed, first]
     ).spawn(3)
@@ -353,11 +399,10 @@ def _simulate(world, first, count, days, seed, cutoffs, opening):
                     state, people, day, opening, ids, future_seed.spawn(1)[0]
                 )
             )
-    return {
-        "panel": pl.concat(panel),
-        "profile": _profile(people, ids, rng),
-        "true_rates": pl.concat(truth),
-    }
+    tables = {"panel": pl.concat(panel), "profile": _profile(people, ids, rng)}
+    if truth:
+        tables["true_rates"] = pl.concat(truth)
+    return tables
 
 
 def _draw_advertisers(rng, world, count):
