@@ -25,7 +25,6 @@ import concurrent.futures
 import contextlib
 import functools
 import importlib.metadata
-import json
 import math
 import multiprocessing
 import os
@@ -198,12 +197,7 @@ class Data:
     """
 
     def __init__(self, panel):
-
-        plain = simulator.make_spec(DAYS, True)
-        with tempfile.TemporaryDirectory() as folder:
-            path = pathlib.Path(folder) / "spec.json"
-            path.write_text(json.dumps(plain))
-            self.spec = DatasetSpec.load(path)
+        self.spec = parse(DatasetSpec, simulator.make_spec(DAYS, True))
         splits = windows.make_splits(self.spec)
         self.num_entities = len(panel["profile_seller_age"])
         # Days that anything is fitted on.

@@ -1,12 +1,10 @@
 """Multiple relational attention network: Zhao et al., KDD 2019."""
 
-import keras
-
 from m2m_tf import layers
 from m2m_tf.data import schema
 from m2m_tf.models import backbone
 from m2m_tf.models.forecast_model import ForecastModel
-from m2m_tf.models.multi_task import multi_task_model
+from m2m_tf.models.multi_task import dense_rows, multi_task_model
 
 
 def mran(
@@ -42,19 +40,8 @@ def mran(
             regularizer=regularizer,
             **others,
         )
-        fields = []
-        for index, part in enumerate(parts):
-            field = keras.layers.Dense(
-                view_dim,
-                "leaky_relu",
-                kernel_initializer="he_normal",
-                kernel_regularizer=regularizer,
-                name=f"field_{index}",
-            )(part)
-            fields.append(
-                keras.layers.Reshape((1, view_dim), name=f"row_{index}")(field)
-            )
-        return keras.layers.Concatenate(axis=1, name="fields")(fields)
+        fields = {f"field_{index}": part for index, part in enumerate(parts)}
+        return dense_rows(fields, view_dim, regularizer, name="fields")
 
     def represent(fields, regularizer):
         return layers.TaskRelationAttention(

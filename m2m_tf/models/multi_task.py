@@ -1,5 +1,7 @@
 """What the rivals of M2M have in common: all but how tasks share."""
 
+import keras
+
 from m2m_tf import layers
 from m2m_tf.data import schema
 from m2m_tf.models import backbone
@@ -86,6 +88,35 @@ def features_with_attributes(
         prefix=prefix,
         **options,
     )
+
+
+def dense_rows(parts, view_dim, regularizer, name):
+    """Each part through a dense layer of its own, one row each.
+
+    Args:
+        parts: Name of the layer → its input `[batch, ...]`.
+        view_dim: Width of a row.
+        regularizer: Regularizer of the kernels.
+        name: Name of the layer that joins the rows.
+
+    Returns:
+        Tensor `[batch, len(parts), view_dim]`.
+    """
+    rows = []
+    for layer, part in parts.items():
+        row = keras.layers.Dense(
+            view_dim,
+            "leaky_relu",
+            kernel_initializer="he_normal",
+            kernel_regularizer=regularizer,
+            name=layer,
+        )(part)
+        rows.append(
+            keras.layers.Reshape((1, view_dim), name=f"{layer}_row")(row)
+        )
+    if len(rows) == 1:
+        return rows[0]
+    return keras.layers.Concatenate(axis=1, name=name)(rows)
 
 
 def gated_experts(spec, num_experts, num_own_experts, view_dim):

@@ -1,10 +1,9 @@
 """One network per task: embedding and MLP."""
 
-import keras
-
 from m2m_tf.data import schema
 from m2m_tf.models.forecast_model import ForecastModel
 from m2m_tf.models.multi_task import (
+    dense_rows,
     features_with_attributes,
     multi_task_model,
 )
@@ -30,30 +29,14 @@ def single_task(
 
     def encode(inputs, spec, regularizer, **options):
         return {
-            name: features_with_attributes(
+            f"{name}_bottom": features_with_attributes(
                 inputs, spec, regularizer, f"{name}_", **options
             )
             for name in spec.task_names
         }
 
     def represent(features, regularizer):
-        views = [
-            keras.layers.Dense(
-                view_dim,
-                "leaky_relu",
-                kernel_initializer="he_normal",
-                kernel_regularizer=regularizer,
-                name=f"{name}_bottom",
-            )(task_features)
-            for name, task_features in features.items()
-        ]
-        rows = [
-            keras.layers.Reshape((1, view_dim), name=f"{name}_row")(view)
-            for name, view in zip(features, views, strict=True)
-        ]
-        if len(rows) == 1:
-            return rows[0]
-        return keras.layers.Concatenate(axis=1, name="tasks")(rows)
+        return dense_rows(features, view_dim, regularizer, name="tasks")
 
     return multi_task_model(
         "single_task",

@@ -41,7 +41,7 @@ import yaml
 from tqdm import tqdm
 
 from m2m_tf import files
-from m2m_tf.config import DatasetSpec
+from m2m_tf.config import DatasetSpec, parse
 from m2m_tf.data import windows
 
 START = datetime.date(2024, 1, 1)
@@ -290,17 +290,7 @@ def plan(spec: dict) -> tuple[list[int], np.ndarray]:
     >>> len(opening) == len(SCENARIOS)
     True
     """
-    dates = {
-        key: datetime.date.fromisoformat(spec[key]) for key in ("start", "end")
-    }
-    paths = {
-        key: pathlib.Path(spec[key])
-        for key in ("panel", "profile", "scenarios")
-    }
-    columns = {
-        key: spec[key] for key in ("profile_columns", "scenario_columns")
-    }
-    dataset = DatasetSpec(**spec | dates | paths | columns)
+    dataset = parse(DatasetSpec, spec)
     splits = windows.make_splits(dataset)
     training_days = windows.last_fit_day(dataset) + 1
     opening = np.ceil(_OPENING * training_days).astype(int)
