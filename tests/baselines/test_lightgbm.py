@@ -55,6 +55,43 @@ def test_l1_forecasts_zero_where_most_are_zero():
     assert means.mean() == pytest.approx(labels.mean(), rel=0.1)
 
 
+def smape(labels, forecasts):
+    terms = [
+        0.0 if y == f == 0 else 2 * abs(f - y) / (f + y)
+        for y, f in zip(labels, forecasts, strict=True)
+    ]
+    return sum(terms) / len(terms)
+
+
+@pytest.mark.parametrize("whole", [True, False])
+def test_medians_have_zeros_where_that_makes_smape_least(whole):
+    rng = np.random.default_rng(5)
+    features = rng.normal(size=(3000, 1)).astype("float32")
+    rate = np.exp(features[:, 0])
+    labels = rng.poisson(rate) * (1.0 if whole else 0.35)
+    level = np.ones(3000)
+    fitted = lightgbm.fit(
+        *(features[:2000], labels[:2000]),
+        *(features[2000:], labels[2000:]),
+        *(level[:2000], level[2000:]),
+        "l1",
+    )
+    # As they are, without zeros or rounding.
+    sums = lightgbm.FittedTrees(fitted.booster, "l1")
+    new, truth = features[2000:], labels[2000:]
+    as_they_are = sums.predict(new, level[2000:])
+    tried = [
+        smape(truth, np.where(as_they_are <= threshold, 0, as_they_are))
+        for threshold in np.unique(as_they_are)
+    ]
+    cut = np.where(as_they_are <= fitted.zero_up_to, 0, as_they_are)
+    assert smape(truth, cut) == pytest.approx(min(tried))
+    assert smape(truth, cut) < 0.9 * smape(truth, as_they_are)
+    expected = np.rint(cut) if whole else cut
+    np.testing.assert_array_equal(fitted.predict(new, level[2000:]), expected)
+    assert 0 < (expected == 0).mean() < 1
+
+
 def test_forecast_of_every_task(spec, make_raw):
     train = [make_raw(500, seed) for seed in range(4)]
     validation, test = [make_raw(400, 10)], [make_raw(300, 11), make_raw(7, 12)]
