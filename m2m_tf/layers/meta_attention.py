@@ -120,8 +120,7 @@ class MetaAttention(keras.layers.Layer):
         hidden = self.meta_unit(expert_views, scenario_knowledge, task_views)
         # [batch, num_tasks, num_experts, pair_dim]
         # @ [num_tasks or 1, pair_dim, 1]
-        scores = ops.matmul(hidden, ops.expand_dims(self.score_vector, -1))
-        scores = ops.cast(ops.squeeze(scores, axis=-1), "float32")
+        scores = ops.cast(self._scores(hidden), "float32")
         attention_scores = ops.softmax(scores, axis=-1)
         # [batch, num_tasks, num_experts] @ [batch, num_experts, d1]
         outputs = ops.matmul(
@@ -131,6 +130,17 @@ class MetaAttention(keras.layers.Layer):
         if return_attention_scores:
             return outputs, attention_scores
         return outputs
+
+    def _scores(self, hidden):
+        """v_tᵀ h of each pair, `[batch, num_tasks, num_experts]`."""
+        if self.score_vector.shape[0] == 1:
+            # One vector is no batch of matrices: TensorFlow's CPU product of
+            # [batch, 1, ...] with [1, 1, ...] writes beyond its result where
+            # it is oneDNN's (tensorflow/tensorflow#117700).
+            scores = ops.matmul(hidden, ops.transpose(self.score_vector))
+        else:
+            scores = ops.matmul(hidden, ops.expand_dims(self.score_vector, -1))
+        return ops.squeeze(scores, axis=-1)
 
     def _check_shapes(self, expert_views_shape, task_views_shape):
         if len(expert_views_shape) != 3 or None in expert_views_shape[1:]:

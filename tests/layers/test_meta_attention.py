@@ -105,6 +105,20 @@ def test_equals_loops_over_the_equations(options):
     assert scores.std() > 0.05, "the scores hardly differ: a weak test"
 
 
+@pytest.mark.parametrize("options", OPTIONS, ids=str)
+def test_one_task_equals_the_equations_again_and_again(options):
+    # A product of [64, 1, ...] with [1, 1, ...] is one that TensorFlow's CPU
+    # kernel writes beyond: sooner or later the process dies.
+    inputs = make_inputs(batch=64, experts=2, tasks=1, d1=16, d2=16)
+    layer = build_random(MetaAttention(1, **options), inputs, scale=0.2)
+    outputs, scores = attend(layer, inputs)
+    expected_outputs, expected_scores = reference(layer, **inputs)
+    np.testing.assert_allclose(scores, expected_scores, rtol=1e-4, atol=1e-5)
+    np.testing.assert_allclose(outputs, expected_outputs, rtol=1e-4, atol=1e-5)
+    for _ in range(200):
+        np.testing.assert_array_equal(attend(layer, inputs)[0], outputs)
+
+
 @settings(max_examples=10, deadline=None, derandomize=True)
 @given(
     seed=st.integers(0, 1000),

@@ -1,10 +1,13 @@
+import dataclasses
+
 import keras
 import numpy as np
 import pytest
 import tensorflow as tf
+from tables import SMALL_MODEL
 
 from m2m_tf.losses import joint_hurdle
-from m2m_tf.models import explanation
+from m2m_tf.models import BUILDERS, build_model, explanation
 
 from .model_checks import (
     build,
@@ -139,6 +142,24 @@ def test_explanation_has_attention_and_knowledge(clinic_data, batch):
     assert scores.shape == (16, 3, 2)
     np.testing.assert_allclose(scores.sum(-1), 1, atol=1e-5)
     assert told["scenario_knowledge"].shape == (16, 4)
+
+
+# MRAN attends to its one task.
+@pytest.mark.filterwarnings("ignore:.*softmax over axis")
+@pytest.mark.parametrize("name", BUILDERS)
+def test_one_task_trains(clinic_data, batch, name):
+    settings = dataclasses.replace(SMALL_MODEL, name=name, dropout=0.0)
+    spec = dataclasses.replace(
+        clinic_data.preprocessor.model_inputs, task_names=("visits",)
+    )
+    keras.utils.set_random_seed(3)
+    model = build_model(spec, settings)
+    inputs = {k: tf.repeat(x, 4, axis=0) for k, x in batch[0].items()}
+    inputs["log_history"] = inputs["log_history"][:, :1]
+    labels = {"visits": tf.repeat(batch[1]["visits"], 4, axis=0)}
+    model.compile("adam", loss=joint_hurdle({"visits": 1.0}))
+    losses = [model.train_on_batch(inputs, labels) for _ in range(20)]
+    assert losses[-1] < losses[0]
 
 
 def test_unknown_builder_lists_the_known(clinic_data):
