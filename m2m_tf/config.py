@@ -12,6 +12,7 @@ import hashlib
 import json
 import os
 import pathlib
+import re
 from typing import Annotated, Literal
 
 import pydantic
@@ -26,6 +27,7 @@ _Count = Annotated[int, Field(ge=1)]
 _Share = Annotated[float, Field(gt=0, lt=1)]
 _NonNegative = Annotated[float, Field(ge=0)]
 _Positive = Annotated[float, Field(gt=0)]
+_INPUT_NAME = re.compile(r"[A-Za-z0-9_./-]+")
 
 
 class ConfigError(ValueError):
@@ -62,6 +64,9 @@ class Task:
 class AttributeColumns:
     """Attribute columns of the profile or scenario table, by kind.
 
+    They are inputs of the exported model, whose names TensorFlow restricts:
+    letters from a to z, digits, and the signs `_`, `.`, `-` and `/`.
+
     Example:
 
     >>> AttributeColumns(categorical=("town",), numeric=("beds",)).names
@@ -70,6 +75,19 @@ class AttributeColumns:
 
     categorical: tuple[str, ...] = ()
     numeric: tuple[str, ...] = ()
+
+    def __post_init__(self):
+        refused = [x for x in self.names if not _INPUT_NAME.fullmatch(x)]
+        if refused:
+            raise ValueError(
+                "Attribute columns are inputs of the exported model, so their "
+                "names may hold only letters from a to z, digits and the "
+                "signs _ . - /; rename them in the table and here. Received: "
+                f"{refused}."
+            )
+        # TensorFlow tells inputs apart by their letters and digits.
+        plain = tuple(re.sub("[./-]", "_", name) for name in self.names)
+        _require_unique("attribute columns, with _ for other signs,", plain)
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -177,8 +195,8 @@ class DatasetSpec:
     performance: Annotated[tuple[str, ...], Field(min_length=1)]
     tasks: Annotated[tuple[Task, ...], Field(min_length=1)]
     known_future: tuple[str, ...] = ()
-    profile_columns: AttributeColumns = AttributeColumns()
-    scenario_columns: AttributeColumns = AttributeColumns()
+    profile_columns: AttributeColumns = Field(default_factory=AttributeColumns)
+    scenario_columns: AttributeColumns = Field(default_factory=AttributeColumns)
     lookback: _Count = 40
     horizon: _Count = 7
     stride: _Count = 7

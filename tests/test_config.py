@@ -49,6 +49,15 @@ def test_table_paths_are_relative_to_the_spec(tmp_path):
         ),
         ({"lookback": 3}, r"`known_future` needs lookback >= horizon"),
         ({"tasks": []}, r"tasks: "),
+        (
+            {"profile_columns": {"categorical": ["town", "size of it", "€"]}},
+            r"profile_columns: .*only letters.*rename.*"
+            r"\['size of it', '€'\]",
+        ),
+        (
+            {"scenario_columns": {"numeric": ["fee.share", "fee_share"]}},
+            r"scenario_columns: .*attribute columns, with _ .*\['fee_share'\]",
+        ),
     ],
 )
 def test_wrong_spec_is_rejected_with_its_place(tmp_path, changes, message):
