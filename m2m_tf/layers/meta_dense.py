@@ -233,7 +233,8 @@ class MetaDense(keras.layers.Layer):
             ops.reshape(generator, (-1, num_shared * self.units)),
         )
         shared = ops.reshape(shared, (-1, num_shared, self.units))
-        return outputs, shared + ops.matmul(shared_inputs, shared_base)
+        base = ops.matmul(_as_a_batch(shared_inputs), shared_base)
+        return outputs, shared + base
 
     def _low_rank_products(self, hidden, shared_inputs, scenario_knowledge):
         """The same for `rank`."""
@@ -252,7 +253,9 @@ class MetaDense(keras.layers.Layer):
         outputs = bias + product(hidden, row_base, row_factor)
         if shared_inputs is None:
             return outputs, None
-        return outputs, product(shared_inputs, shared_base, shared_factor)
+        return outputs, product(
+            _as_a_batch(shared_inputs), shared_base, shared_factor
+        )
 
     def _parts(self, weight):
         """Its rows for `inputs` and for `shared_inputs`, or for all and None.
@@ -405,6 +408,15 @@ class MetaDense(keras.layers.Layer):
             }
         )
         return config
+
+
+def _as_a_batch(shared_inputs):
+    """One batch, `[1, num_shared, d_shared]`.
+
+    To a product of matrices TensorFlow's CPU graphs add a batch of one row as
+    a bias, and lose the batch's axis (tensorflow/tensorflow#126661).
+    """
+    return ops.expand_dims(shared_inputs, axis=0)
 
 
 def _generated_product(columns, scenario_knowledge, generator, base):

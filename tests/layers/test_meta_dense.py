@@ -278,35 +278,54 @@ def outputs_and_gradients(function, layer, *arguments):
     return outputs, *tape.gradient(loss, wanted)
 
 
-@pytest.mark.parametrize("rank", [None, 3])
-@pytest.mark.parametrize("units", [7, 70])
-@pytest.mark.parametrize("num_rows", [3, 9])
-def test_pairs_with_shared_inputs_equal_the_pairs_made(num_rows, units, rank):
-    rows, knowledge = normal(0, 4, num_rows, 5), normal(1, 4, 2)
-    shared = normal(2, 6, 4)
+def pairs_and_reference(batch, num_rows, num_shared, units, rank):
+    """A layer, its arguments, and the pairs made and put to the equations."""
+    rows, knowledge = normal(0, batch, num_rows, 5), normal(1, batch, 2)
+    shared = normal(2, num_shared, 4)
     layer = MetaDense(units, rank=rank)
     layer.build(rows.shape, knowledge.shape, shared.shape)
     randomize_weights(layer)
 
     def plain(rows, knowledge, shared):
+        shape = (batch, num_shared, num_rows)
         pairs = tf.concat(
             [
-                tf.broadcast_to(rows[:, None], (4, 6, num_rows, 5)),
-                tf.broadcast_to(shared[None, :, None], (4, 6, num_rows, 4)),
+                tf.broadcast_to(rows[:, None], (*shape, 5)),
+                tf.broadcast_to(shared[None, :, None], (*shape, 4)),
             ],
             axis=-1,
         )
-        flat = tf.reshape(pairs, (4, 6 * num_rows, 9))
+        flat = tf.reshape(pairs, (batch, num_shared * num_rows, 9))
         outputs = plain_form(layer, flat, knowledge)
-        return tf.reshape(outputs, (4, 6, num_rows, units))
+        return tf.reshape(outputs, (*shape, units))
 
+    return layer, plain, (rows, knowledge, shared)
+
+
+@pytest.mark.parametrize("rank", [None, 3])
+@pytest.mark.parametrize("units", [7, 70])
+@pytest.mark.parametrize("num_rows", [3, 9])
+def test_pairs_with_shared_inputs_equal_the_pairs_made(num_rows, units, rank):
+    layer, plain, inputs = pairs_and_reference(4, num_rows, 6, units, rank)
     for received, expected in zip(
-        outputs_and_gradients(layer, layer, rows, knowledge, shared),
-        outputs_and_gradients(plain, layer, rows, knowledge, shared),
+        outputs_and_gradients(layer, layer, *inputs),
+        outputs_and_gradients(plain, layer, *inputs),
         strict=True,
     ):
         assert received.shape == expected.shape
         np.testing.assert_allclose(received, expected, rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("rank", [None, 3])
+@pytest.mark.parametrize("num_shared", [1, 2])
+@pytest.mark.parametrize("batch", [1, 4])
+def test_pairs_of_one_row_in_a_graph_of_known_shapes(batch, num_shared, rank):
+    # One row is what TensorFlow's graph optimizer takes for a bias.
+    layer, plain, inputs = pairs_and_reference(batch, 3, num_shared, 7, rank)
+    received = tf.function(layer)(*(tf.constant(x) for x in inputs))
+    expected = plain(*inputs)
+    assert received.shape == expected.shape
+    np.testing.assert_allclose(received, expected, rtol=1e-4, atol=1e-5)
 
 
 @pytest.mark.parametrize("rank", [None, 3])

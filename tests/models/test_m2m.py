@@ -42,6 +42,17 @@ def test_a_row_alone_equals_the_row_in_a_batch(clinic_data, batch):
             )
 
 
+@pytest.mark.parametrize(
+    "changes", [{}, {"meta_rank": 2, "share_meta_across_tasks": False}]
+)
+def test_a_row_alone_in_a_graph_of_known_shapes(clinic_data, batch, changes):
+    model = build(clinic_data, **changes)
+    together = model(batch[0])
+    alone = model.predict_on_batch(head(batch[0], slice(3, 4)))
+    for task in together:
+        np.testing.assert_allclose(alone[task][0], together[task][3], atol=1e-5)
+
+
 VARIANTS = {
     "paper": {},
     "without meta tower": {"meta_tower": False},
