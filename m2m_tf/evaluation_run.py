@@ -106,7 +106,7 @@ def forecast_split(
                 "bs,btk->tsk", one_hot, outputs.pop("attention")
             )
         counts += one_hot.sum(0)
-        outputs["entity"] = raw[schema.ENTITY].astype(str)
+        outputs["entity"] = schema.as_text(raw[schema.ENTITY])
         outputs["cutoff"] = raw[schema.CUTOFF]
         outputs["y_true"] = raw[windows.LABELS]
         parts.append(outputs)

@@ -197,7 +197,9 @@ data.preprocessor.statistics.num_samples
 
 # %%
 batches = list(data.raw("train", 1024).as_numpy_iterator())
-scenario = np.concatenate([raw[schema.SCENARIO] for raw in batches]).astype(str)
+scenario = schema.as_text(
+    np.concatenate([raw[schema.SCENARIO] for raw in batches])
+)
 labels = np.concatenate([raw[windows.LABELS] for raw in batches])
 names, counts = np.unique(scenario, return_counts=True)
 order = np.argsort(-counts)
@@ -241,7 +243,7 @@ record = max(
     data.records.as_numpy_iterator(),
     key=lambda record: record[schema.VALUES][..., -1].sum(),
 )
-print("scenarios:", *record[schema.SCENARIO].astype(str))
+print("scenarios:", *schema.as_text(record[schema.SCENARIO]))
 record[schema.VALUES].shape
 
 # %%

@@ -428,8 +428,8 @@ class _Dataset:
             for raw in data.raw(split, 1024).as_numpy_iterator():
                 row = {
                     "y_true": raw[windows.LABELS],
-                    "entity": raw["entity"].astype(str),
-                    "name": raw["scenario"].astype(str),
+                    "entity": schema.as_text(raw[schema.ENTITY]),
+                    "name": schema.as_text(raw[schema.SCENARIO]),
                     "cutoff": raw["cutoff"],
                     "scored": _active(data.spec, raw, self._scored_within),
                     **naive.naive_forecasts(data.spec, raw),

@@ -1,6 +1,7 @@
 """Small tables in the data contract, outside advertising, and settings."""
 
 import numpy as np
+import polars as pl
 import tensorflow as tf
 from make_clinics import write_clinic_tables as write_clinic_tables
 
@@ -19,6 +20,22 @@ SMALL_MODEL = ModelSettings(
     likelihood="hurdle",
 )
 SMALL_TRAINING = TrainingSettings(batch_size=32, epochs=2)
+
+
+def write_accented_tables(folder, **changes):
+    """The clinic tables with ids and attributes that are not ASCII."""
+    path = write_clinic_tables(folder, **changes)
+    in_spanish = {"video": "vídeo", "clinic_": "clínica ", "south": "mañana"}
+    for name in ("panel.parquet", "profile.csv", "scenarios.parquet"):
+        table = pl.read_csv if name.endswith("csv") else pl.read_parquet
+        table = table(folder / name).with_columns(
+            pl.col(pl.String).str.replace_many(in_spanish)
+        )
+        if name.endswith("csv"):
+            table.write_csv(folder / name)
+        else:
+            table.write_parquet(folder / name)
+    return path
 
 
 def example_of(row):

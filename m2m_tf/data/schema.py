@@ -10,6 +10,8 @@ Three forms of a sample, in the order in which it flows:
 
 import dataclasses
 
+import numpy as np
+
 from m2m_tf.config import DatasetSpec
 
 # Keys of a record and, where they recur, of raw features.
@@ -226,3 +228,14 @@ def _with_totals(spec, names):
     if not spec.cross_scenario_totals:
         return names
     return names + tuple(TOTAL_PREFIX + name for name in names)
+
+
+def as_text(values) -> np.ndarray:
+    """Ids as TensorFlow gives them, bytes in UTF-8, as text.
+
+    Example:
+
+    >>> as_text([b"walk_in", "vídeo".encode()])
+    array(['walk_in', 'vídeo'], dtype='<U7')
+    """
+    return np.strings.decode(np.asarray(values, dtype="S"), "utf-8")

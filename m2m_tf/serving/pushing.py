@@ -239,7 +239,7 @@ def _forecast_test_rows(versions, data):
         inputs = {name: raw[name] for name in names}
         row = {
             "y_true": raw[windows.LABELS],
-            "scenario": raw[schema.SCENARIO].astype(str),
+            "scenario": schema.as_text(raw[schema.SCENARIO]),
         }
         for key, model in models.items():
             told = model.signatures[PREDICT](

@@ -4,7 +4,12 @@ import json
 import numpy as np
 import pytest
 import yaml
-from tables import SMALL_MODEL, SMALL_TRAINING, write_clinic_tables
+from tables import (
+    SMALL_MODEL,
+    SMALL_TRAINING,
+    write_accented_tables,
+    write_clinic_tables,
+)
 from tensorboard.backend.event_processing import event_accumulator
 
 from m2m_tf import files, tensorboard
@@ -15,7 +20,7 @@ from pipelines.compare import StudyError, run_study
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    spec = write_clinic_tables(tmp_path_factory.mktemp("study"))
+    spec = write_accented_tables(tmp_path_factory.mktemp("study"))
     return StudyConfig(
         name="clinics",
         data={"clinics": spec},

@@ -8,7 +8,7 @@ import time
 import polars as pl
 import pytest
 import yaml
-from tables import write_clinic_tables
+from tables import write_accented_tables, write_clinic_tables
 
 from m2m_tf import files
 from m2m_tf.config import RunConfig, to_values
@@ -53,7 +53,7 @@ def write_config(folder, spec, **changes):
 def workspace(tmp_path_factory):
     """A folder where `m2m-tf run` was run on the clinic tables."""
     folder = tmp_path_factory.mktemp("workspace")
-    spec = write_clinic_tables(folder / "tables")
+    spec = write_accented_tables(folder / "tables")
     config = write_config(folder, spec)
     before = pathlib.Path.cwd()
     os.chdir(folder)
