@@ -103,8 +103,9 @@ def _scores(metrics, model_name):
     yield f"| **all** | **mean of the slices** | | | {' | '.join(overall)} |"
     for index, cell in enumerate(metrics["cells"]):
         values = [_number(kinds[k]["cells"][index][m]) for _, k, m in columns]
+        scenario = cell["scenario"].replace("|", r"\|")
         yield (
-            f"| {cell['task']} | {cell['scenario']} | {cell['n']:,} | "
+            f"| {cell['task']} | {scenario} | {cell['n']:,} | "
             f"{cell['zero_share']:.0%} | {' | '.join(values)} |"
         )
     if "interval" in metrics:

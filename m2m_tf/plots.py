@@ -255,7 +255,7 @@ def plot_expert_attention(
         axis.set_xticks(range(scores.shape[2]))
         axis.set_xticklabels(range(1, scores.shape[2] + 1))
         axis.set_yticks(range(len(scenario_names)))
-        axis.set_yticklabels(scenario_names)
+        axis.set_yticklabels([_plain(name) for name in scenario_names])
     for axis in axes.flat[len(task_names) :]:
         axis.set_visible(False)
     figure.suptitle("Attention on experts, mean over the samples")
@@ -444,7 +444,12 @@ def _calibration_axis(axis, forecast, labels):
 def _wrap(name):
     """Breaks long names so that neighbouring tick labels do not touch."""
     lines = textwrap.wrap(name.replace("_", "_ "), _LABEL_WIDTH) or [name]
-    return "\n".join(line.replace("_ ", "_") for line in lines)
+    return _plain("\n".join(line.replace("_ ", "_") for line in lines))
+
+
+def _plain(name):
+    """A user's name as it is: two dollars would make a formula of it."""
+    return name.replace("$", r"\$")
 
 
 def _unique(names):

@@ -352,6 +352,9 @@ def _changes_text(changes):
 
 def markdown_table(head, rows):
     """Lines of a table, and an empty one."""
-    lines = ["| " + " | ".join(row) + " |" for row in [head, *rows]]
+    lines = [
+        "| " + " | ".join(cell.replace("|", r"\|") for cell in row) + " |"
+        for row in [head, *rows]
+    ]
     lines.insert(1, "|" + "---|" * len(head))
     return [*lines, ""]

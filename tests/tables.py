@@ -23,9 +23,13 @@ SMALL_TRAINING = TrainingSettings(batch_size=32, epochs=2)
 
 
 def write_accented_tables(folder, **changes):
-    """The clinic tables with ids and attributes that are not ASCII."""
+    """The clinic tables with ids and attributes of all kinds of letters."""
     path = write_clinic_tables(folder, **changes)
-    in_spanish = {"video": "vídeo", "clinic_": "clínica ", "south": "mañana"}
+    in_spanish = {
+        "video": r"vídeo $\x$ 5|6",
+        "clinic_": "clínica ",
+        "south": "mañana",
+    }
     for name in ("panel.parquet", "profile.csv", "scenarios.parquet"):
         table = pl.read_csv if name.endswith("csv") else pl.read_parquet
         table = table(folder / name).with_columns(

@@ -42,6 +42,17 @@ def test_cells(metrics, tmp_path):
     assert_drawn(path)
 
 
+def test_dollars_of_a_scenario_are_no_formula(samples, tmp_path):
+    y_true, rates, scenario = samples
+    names = [r"$\no_formula$", "from $5 to $6", "_^{"]
+    metrics = evaluate_forecasts(y_true, {"m2m": rates}, scenario, TASKS, names)
+    plots.plot_cells(metrics, tmp_path / "cells.png")
+    scores = np.full((2, 3, 4), 0.25)
+    path = tmp_path / "attention.png"
+    plots.plot_expert_attention(scores, TASKS, names, path)
+    assert_drawn(path)
+
+
 def test_cells_rejects_unknown_forecast(metrics, tmp_path):
     with pytest.raises(ValueError, match=r"one to six of .*\['mmoe'\]"):
         plots.plot_cells(metrics, tmp_path / "cells.png", ["mmoe"])

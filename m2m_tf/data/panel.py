@@ -5,6 +5,7 @@ column, row count and an example. `iter_records` turns valid tables into one
 record per entity, a bounded number of rows at a time.
 """
 
+import contextlib
 import dataclasses
 import datetime
 import math
@@ -93,26 +94,43 @@ def scan_table(path: pathlib.Path) -> pl.LazyFrame:
 
     Raises:
         FileNotFoundError: If there is no such file.
-        ValueError: If the file's ending is neither .parquet nor .csv.
+        ValueError: If the file's ending is neither .parquet nor .csv, or it
+            does not hold such a table.
 
     Example:
 
     >>> scan_table(pathlib.Path("profile.csv")).collect_schema().names()
     ['clinic', 'town', 'beds']
     """
-    if not path.exists():
+    if not path.is_file():
         raise FileNotFoundError(
             f"{path}: there is no such table. Check the path in the spec "
             "(paths are relative to the spec's folder)."
         )
     if path.suffix == ".parquet":
-        return pl.scan_parquet(path)
-    if path.suffix == ".csv":
-        return pl.scan_csv(path, infer_schema=False)
-    raise ValueError(
-        f"{path}: tables are .parquet or .csv files. Received: "
-        f"{path.suffix or 'no ending'}."
-    )
+        frame = pl.scan_parquet(path)
+    elif path.suffix == ".csv":
+        frame = pl.scan_csv(path, infer_schema=False)
+    else:
+        raise ValueError(
+            f"{path}: tables are .parquet or .csv files. Received: "
+            f"{path.suffix or 'no ending'}."
+        )
+    with _reading(path):
+        frame.collect_schema()
+    return frame
+
+
+@contextlib.contextmanager
+def _reading(path):
+    """Says which file it is that polars cannot read."""
+    try:
+        yield
+    except pl.exceptions.PolarsError as error:
+        raise ValueError(
+            f"{path}: does not hold a {path.suffix[1:]} table; write it again. "
+            f"Received: {error}."
+        ) from error
 
 
 def read_panel(spec: DatasetSpec) -> pl.LazyFrame:
@@ -238,15 +256,18 @@ def _table_problems(spec, only_days=False):
         problems += missing
         complete[table] = not missing
     if complete["profile"]:
-        problems += _attribute_problems(
-            spec.profile, spec.entity, spec.profile_columns
-        )
+        with _reading(spec.profile):
+            problems += _attribute_problems(
+                spec.profile, spec.entity, spec.profile_columns
+            )
     if complete["scenarios"]:
-        problems += _attribute_problems(
-            spec.scenarios, spec.scenario, spec.scenario_columns
-        )
+        with _reading(spec.scenarios):
+            problems += _attribute_problems(
+                spec.scenarios, spec.scenario, spec.scenario_columns
+            )
     if complete["panel"]:
-        problems += _panel_problems(spec, only_days)
+        with _reading(spec.panel):
+            problems += _panel_problems(spec, only_days)
     return problems, complete
 
 

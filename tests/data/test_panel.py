@@ -170,6 +170,26 @@ def test_duplicate_profile_and_scenario_ids(tmp_path):
     }
 
 
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("panel.csv", b""),
+        ("panel.parquet", b"no such thing"),
+        ("panel.csv", b'\n"not closed,b'),
+        ("panel.csv", b"\n\xff\xfe\n"),
+    ],
+)
+def test_a_broken_file_is_named(clinic_spec, tmp_path, name, content):
+    path = tmp_path / name
+    if content.startswith(b"\n"):
+        header = ",".join(pl.read_parquet_schema(clinic_spec.panel))
+        content = header.encode() + content
+    path.write_bytes(content)
+    spec = dataclasses.replace(clinic_spec, panel=path)
+    with pytest.raises(ValueError, match=f"{name}: does not hold a .* table"):
+        panel.validate_tables(spec)
+
+
 def test_problems_of_all_tables_come_together(tmp_path, source):
     spec = DatasetSpec.load(write_clinic_tables(tmp_path))
     frame = set_rows(source, "fees", float("nan"))
