@@ -202,11 +202,20 @@ def _parser():
         command.add_argument(f"--{name}", type=pathlib.Path, required=True)
     command.add_argument(
         "--cutoff",
-        type=datetime.date.fromisoformat,
+        type=_date,
         required=True,
         help="last day seen, YYYY-MM-DD",
     )
     return parser
+
+
+def _date(text):
+    try:
+        return datetime.date.fromisoformat(text)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(
+            f"a date is written YYYY-MM-DD. Received: {text!r}"
+        ) from error
 
 
 def _command(commands, name, function, text, example):
@@ -318,7 +327,13 @@ def _simulate(options):
     from m2m_tf import files
     from m2m_tf.data.sources import simulator
 
-    with files.replacing(options.output) as temporary:
+    output = options.output
+    if output.is_file() or (output.is_dir() and any(output.iterdir())):
+        raise ValueError(
+            f"{output}: is there already and would be lost. Give a new or an "
+            "empty folder."
+        )
+    with files.replacing(output) as temporary:
         simulator.write_tables(
             temporary,
             advertisers=options.advertisers,
@@ -327,7 +342,7 @@ def _simulate(options):
             scenario_dependence=not options.same_mechanisms,
             mechanism_strength=options.mechanism_strength,
         )
-    print(f"tables: {options.output / 'spec.yaml'}")
+    print(f"tables: {output / 'spec.yaml'}")
 
 
 def _compare(options):

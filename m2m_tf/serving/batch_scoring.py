@@ -91,8 +91,8 @@ def score_tables(
         What was written, and what in it the model has never seen.
 
     Raises:
-        ContractError: If the spec's columns are not the model's, or the
-            folder holds something else.
+        ContractError: If the spec's columns are not the model's, `output` is
+            no place for forecasts, or the folder holds something else.
         DataValidationError: If the tables break the data contract.
         FileNotFoundError: If there is no SavedModel.
 
@@ -102,6 +102,8 @@ def score_tables(
     >>> score_tables("saved_models/clinics", spec, spec.end, "week.parquet")
     ScoringSummary(forecasts=36, unknown={})
     """
+    output = pathlib.Path(output)
+    _check_output(output, spec)
     version = latest_version(model)
     vocabularies = _check_contract(version, spec)
     if cutoff < spec.start:
@@ -124,7 +126,6 @@ def score_tables(
                 f"{covered}."
             )
     scoring = _Scoring(version, spec, cutoff, vocabularies, chunk_rows)
-    output = pathlib.Path(output)
     if output.suffix != ".parquet":
         return scoring.write_parts(output)
     with files.replacing(output) as temporary:
@@ -136,6 +137,22 @@ def score_tables(
             if parts.exists():
                 shutil.rmtree(parts)
     return summary
+
+
+def _check_output(output, spec):
+    """Forecasts must not take another format's name, or a table's place."""
+    if output.suffix == ".parquet":
+        tables = (spec.panel, spec.profile, spec.scenarios)
+        if output.is_dir() or output.resolve() in tables:
+            kind = "a folder" if output.is_dir() else "a table of the spec"
+            raise ContractError(
+                f"{output}: is {kind} and would be lost. Give another file."
+            )
+    elif output.suffix[1:].isalpha():
+        raise ContractError(
+            "`output` must be a .parquet file, or a folder for parts of it. "
+            f"Received: {output}."
+        )
 
 
 class _Scoring:

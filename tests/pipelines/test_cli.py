@@ -34,3 +34,11 @@ def test_simulate_has_the_simulators_defaults(flags, dependence):
         assert told[name] == parameters[name].default
     assert (not told["same_mechanisms"]) == dependence
     assert parameters["scenario_dependence"].default is True
+
+
+def test_a_date_in_another_order_is_refused(capsys):
+    command = ["predict", "--model", "m", "--spec", "s", "--output", "o"]
+    with pytest.raises(SystemExit):
+        cli.main([*command, "--cutoff", "31.12.2017"])
+    told = capsys.readouterr().err
+    assert "a date is written YYYY-MM-DD. Received: '31.12.2017'" in told

@@ -201,6 +201,25 @@ def test_folder_without_a_model(clinic_spec, tmp_path):
         score(tmp_path, clinic_spec, tmp_path)
 
 
+def test_output_that_would_cost_something_is_refused(exported, tmp_path):
+    spec = DatasetSpec.load(write_clinic_tables(tmp_path / "tables"))
+    folder = tmp_path / "week.parquet"
+    folder.mkdir()
+    before = spec.panel.read_bytes()
+    for output, message in (
+        (folder, "week.parquet: is a folder"),
+        (folder.with_suffix(".csv"), "must be a .parquet file, or a folder"),
+        (spec.panel, "panel.parquet: is a table of the spec"),
+    ):
+        with pytest.raises(batch_scoring.ContractError, match=message):
+            batch_scoring.score_tables(exported, spec, spec.end, output)
+    assert spec.panel.read_bytes() == before
+    assert {path.name for path in tmp_path.iterdir()} == {
+        "tables",
+        "week.parquet",
+    }
+
+
 def test_only_rows_that_are_read_must_be_right(exported, tmp_path):
     spec = DatasetSpec.load(write_clinic_tables(tmp_path / "tables"))
     days = pl.col(spec.date)

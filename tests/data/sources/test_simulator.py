@@ -189,6 +189,11 @@ def test_command_writes_tables_that_validate(tmp_path, capsys):
     assert cli.main(command) == 0
     assert cli.main(["validate", str(folder / "spec.yaml")]) == 0
     assert "valid: 40 entities" in capsys.readouterr().out
+    # What is there is not replaced.
+    before = {path.name: path.stat() for path in folder.iterdir()}
+    assert cli.main(command) == 2
+    assert "Give a new or an empty folder" in capsys.readouterr().err
+    assert {path.name: path.stat() for path in folder.iterdir()} == before
 
 
 def test_a_run_can_simulate_its_data():
