@@ -1,6 +1,5 @@
 """SavedModel with the preprocessing inside, for TF Serving."""
 
-import json
 import os
 import pathlib
 import shutil
@@ -90,11 +89,12 @@ def export_model(
             "outputs": _describe_outputs(model, preprocessor.spec),
             "signatures": _describe_signatures(temporary),
         }
-        (temporary / CONTRACT_FILE).write_text(json.dumps(contract, indent=2))
-        (temporary / CARD_FILE).write_text(
+        files.write_json(temporary / CONTRACT_FILE, contract)
+        files.write_text(
+            temporary / CARD_FILE,
             model_card.format_card(
                 model, preprocessor, card or {}, is_refit=evaluated is not None
-            )
+            ),
         )
         _write_warmup(temporary / WARMUP_FILE, preprocessor, made)
     return version
