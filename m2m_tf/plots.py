@@ -29,6 +29,8 @@ _TITLES = {
 _DPI = 144
 # Letters of a tick label in a line.
 _LABEL_WIDTH = 12
+# More than these cannot be read, and some hundreds not be drawn.
+_MOST_SCENARIOS = 12
 
 
 def plot_cells(
@@ -37,6 +39,8 @@ def plot_cells(
     forecasts: Sequence[str] | None = None,
 ) -> None:
     """Bars of NMAE and SMAPE per task × scenario (the paper's figure 5).
+
+    Of more than 12 scenarios those with the most samples are shown.
 
     Args:
         metrics: What `evaluation.evaluate_forecasts` returned.
@@ -64,7 +68,11 @@ def plot_cells(
         )
     cells = metrics[names[0]]["cells"]
     tasks = _unique(cell["task"] for cell in cells)
-    scenarios = _unique(cell["scenario"] for cell in cells)
+    all_scenarios = _unique(cell["scenario"] for cell in cells)
+    samples = {cell["scenario"]: cell["n"] for cell in cells}
+    largest = sorted(all_scenarios, key=samples.get, reverse=True)
+    largest = set(largest[:_MOST_SCENARIOS])
+    scenarios = [name for name in all_scenarios if name in largest]
     labels = [_wrap(name) for name in scenarios]
     lines = max(label.count("\n") for label in labels)
     figure, axes = _panels(
@@ -87,7 +95,12 @@ def plot_cells(
             axis.set_ylabel(f"{metric.upper()} (no unit)")
             axis.set_xticks(range(len(scenarios)))
             axis.set_xticklabels(labels, fontsize=9)
-    figure.suptitle("Errors by task and scenario (lower is better)")
+    title = "Errors by task and scenario (lower is better)"
+    if len(scenarios) < len(all_scenarios):
+        title += (
+            f", the {len(scenarios)} largest of {len(all_scenarios)} scenarios"
+        )
+    figure.suptitle(title)
     _legend_below(figure, axes[0, 0], len(names))
     _save(figure, path)
 
@@ -209,6 +222,8 @@ def plot_expert_attention(
 ) -> None:
     """Heat maps of the mean attention on each expert (α of eq. 15).
 
+    Of more than 12 scenarios the first that have samples are shown.
+
     Args:
         scores: Mean attention scores `[T, S, k]`, each row of k adding up to
             1; NaN for scenarios without samples.
@@ -230,12 +245,18 @@ def plot_expert_attention(
             f"[{expected[0]}, {expected[1]}, k]. "
             f"Received: scores.shape={scores.shape}"
         )
+    empty = np.isnan(scores).all(axis=(0, 2))
+    shown = np.sort(np.argsort(empty, kind="stable")[:_MOST_SCENARIOS])
+    scores = scores[:, shown]
+    title = "Attention on experts, mean over the samples"
+    if len(shown) < len(scenario_names):
+        title += f",\n{len(shown)} of {len(scenario_names)} scenarios"
     columns = min(3, len(task_names))
     figure, axes = _panels(
         -(-len(task_names) // columns),
         columns,
         width=1.9 + 0.55 * scores.shape[2],
-        height=1.3 + 0.3 * len(scenario_names),
+        height=1.3 + 0.3 * len(shown),
     )
     for axis, task, values in zip(axes.flat, task_names, scores, strict=False):
         image = axis.imshow(values, vmin=0, vmax=1, cmap="cividis")
@@ -254,11 +275,11 @@ def plot_expert_attention(
         axis.set_xlabel("expert")
         axis.set_xticks(range(scores.shape[2]))
         axis.set_xticklabels(range(1, scores.shape[2] + 1))
-        axis.set_yticks(range(len(scenario_names)))
-        axis.set_yticklabels([_plain(name) for name in scenario_names])
+        axis.set_yticks(range(len(shown)))
+        axis.set_yticklabels([_plain(scenario_names[i]) for i in shown])
     for axis in axes.flat[len(task_names) :]:
         axis.set_visible(False)
-    figure.suptitle("Attention on experts, mean over the samples")
+    figure.suptitle(title)
     figure.colorbar(
         image, ax=axes, label="attention score (share of 1)", shrink=0.8
     )

@@ -53,6 +53,26 @@ def test_dollars_of_a_scenario_are_no_formula(samples, tmp_path):
     assert_drawn(path)
 
 
+def test_of_many_scenarios_some_are_drawn(tmp_path):
+    rng = np.random.default_rng(0)
+    scenario = np.concatenate([np.arange(400), rng.integers(30, 54, 2000)])
+    y_true = rng.poisson(3.0, (2400, 2)).astype(float)
+    names = [f"scenario {i}" for i in range(400)]
+    metrics = evaluate_forecasts(
+        y_true, {"m2m": y_true + 1}, scenario, TASKS, names
+    )
+    path = tmp_path / "cells.png"
+    plots.plot_cells(metrics, path)
+    assert_drawn(path)
+    assert max(imread(path).shape) < 4000
+    scores = np.full((2, 400, 4), 0.25)
+    scores[:, :30] = np.nan
+    path = tmp_path / "attention.png"
+    plots.plot_expert_attention(scores, TASKS, names, path)
+    assert_drawn(path)
+    assert max(imread(path).shape) < 2000
+
+
 def test_cells_rejects_unknown_forecast(metrics, tmp_path):
     with pytest.raises(ValueError, match=r"one to six of .*\['mmoe'\]"):
         plots.plot_cells(metrics, tmp_path / "cells.png", ["mmoe"])
