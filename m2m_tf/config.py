@@ -209,8 +209,6 @@ class DatasetSpec:
         keys = (self.entity, self.scenario, self.date)
         _require_unique("key and value columns", keys + self.value_columns)
         _require_unique("task names", tuple(t.name for t in self.tasks))
-        _require_unique("profile columns", self.profile_columns.names)
-        _require_unique("scenario columns", self.scenario_columns.names)
         for task in self.tasks:
             if task.column not in self.performance:
                 raise ValueError(

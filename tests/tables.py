@@ -6,6 +6,7 @@ import tensorflow as tf
 from make_clinics import write_clinic_tables as write_clinic_tables
 
 from m2m_tf.config import ModelSettings, TrainingSettings
+from m2m_tf.data.panel import scan_table
 
 SMALL_MODEL = ModelSettings(
     embedding_dim=2,
@@ -24,22 +25,21 @@ SMALL_TRAINING = TrainingSettings(batch_size=32, epochs=2)
 
 def write_accented_tables(folder, **changes):
     """The clinic tables with ids and attributes of all kinds of letters."""
-    path = write_clinic_tables(folder, **changes)
+    spec_path = write_clinic_tables(folder, **changes)
     in_spanish = {
         "video": r"vídeo $\x$ 5|6",
         "clinic_": "clínica ",
         "south": "mañana",
     }
     for name in ("panel.parquet", "profile.csv", "scenarios.parquet"):
-        table = pl.read_csv if name.endswith("csv") else pl.read_parquet
-        table = table(folder / name).with_columns(
+        path = folder / name
+        frame = scan_table(path).collect()
+        frame = frame.with_columns(
             pl.col(pl.String).str.replace_many(in_spanish)
         )
-        if name.endswith("csv"):
-            table.write_csv(folder / name)
-        else:
-            table.write_parquet(folder / name)
-    return path
+        is_csv = path.suffix == ".csv"
+        frame.write_csv(path) if is_csv else frame.write_parquet(path)
+    return spec_path
 
 
 def example_of(row):

@@ -141,17 +141,20 @@ def score_tables(
 
 def _check_output(output, spec):
     """Forecasts must not take another format's name, or a table's place."""
-    if output.suffix == ".parquet":
-        tables = (spec.panel, spec.profile, spec.scenarios)
-        if output.is_dir() or output.resolve() in tables:
-            kind = "a folder" if output.is_dir() else "a table of the spec"
+    if output.suffix != ".parquet":
+        if output.suffix[1:].isalpha():
             raise ContractError(
-                f"{output}: is {kind} and would be lost. Give another file."
+                "`output` must be a .parquet file, or a folder for parts of "
+                f"it. Received: {output}."
             )
-    elif output.suffix[1:].isalpha():
+    elif output.is_dir():
         raise ContractError(
-            "`output` must be a .parquet file, or a folder for parts of it. "
-            f"Received: {output}."
+            f"{output}: is a folder and would be lost. Give another file."
+        )
+    elif output.resolve() in (spec.panel, spec.profile, spec.scenarios):
+        raise ContractError(
+            f"{output}: is a table of the spec and would be lost. Give another "
+            "file."
         )
 
 
