@@ -23,6 +23,22 @@ class L2(keras.regularizers.L2):
     def __call__(self, x):
         return 2.0 * float(self.l2) * tf.nn.l2_loss(tf.convert_to_tensor(x))
 
-    def scaled(self, factor: float) -> "L2":
-        """The penalty of `factor` times a weight."""
-        return L2(self.l2 * factor**2)
+
+def of_fraction(regularizer, divisor: float):
+    """The penalty of a weight that is held `divisor` times.
+
+    Args:
+        regularizer: Keras regularizer or None.
+        divisor: What the weight is divided by before it is penalised.
+
+    Example:
+
+    >>> float(of_fraction(L2(0.5), 2.0)(tf.constant([2.0, 4.0])))
+    2.5
+    """
+    if regularizer is None or divisor == 1:
+        return regularizer
+    if isinstance(regularizer, L2):
+        # Without a copy of what may be most of the model's weights.
+        return L2(regularizer.l2 / divisor**2)
+    return lambda weight: regularizer(weight / divisor)

@@ -3,7 +3,7 @@ import numpy as np
 import pytest
 import tensorflow as tf
 
-from m2m_tf.regularizers import L2
+from m2m_tf.regularizers import L2, of_fraction
 
 WEIGHT = np.random.default_rng(0).normal(size=(3, 4)).astype("float32")
 
@@ -18,9 +18,17 @@ def test_value_and_gradient_are_those_of_the_square():
     )
 
 
-def test_scaled_is_the_penalty_of_a_multiple():
-    penalty, multiple = L2(0.3).scaled(0.25)(WEIGHT), L2(0.3)(0.25 * WEIGHT)
-    assert float(penalty) == pytest.approx(float(multiple), rel=1e-5)
+@pytest.mark.parametrize("regularizer", [L2(0.3), keras.regularizers.L1(0.3)])
+def test_of_fraction_is_the_penalty_of_what_is_held_as_a_multiple(regularizer):
+    penalty = of_fraction(regularizer, 4.0)(tf.constant(WEIGHT))
+    expected = regularizer(tf.constant(WEIGHT / 4))
+    assert float(penalty) == pytest.approx(float(expected), rel=1e-5)
+
+
+def test_of_fraction_leaves_what_needs_nothing():
+    assert of_fraction(None, 4.0) is None
+    regularizer = L2(0.3)
+    assert of_fraction(regularizer, 1) is regularizer
 
 
 def test_a_layer_is_saved_with_it():

@@ -5,6 +5,8 @@ import tensorflow as tf
 from keras import activations, initializers, ops, regularizers
 
 from m2m_tf.layers._arguments import require_positive_int, require_positive_ints
+from m2m_tf.layers._fan_in import step_divisor
+from m2m_tf.regularizers import of_fraction
 
 
 @keras.saving.register_keras_serializable("m2m_tf")
@@ -17,7 +19,9 @@ class ExpertViews(keras.layers.Layer):
 
     Every layer of an MLP, the last included, ends with the activation. The
     kernels of the k experts are stacked, `[num_experts, units, d_in]`, so
-    that a layer of all experts is one matrix product.
+    that a layer of all experts is one matrix product. Those of more than 512
+    inputs are held as a multiple, and the product divided by it, so that a
+    step of Adam moves them no further than a layer of 512.
 
     Args:
         num_experts: k, number of experts. The paper does not give it.
@@ -70,17 +74,19 @@ class ExpertViews(keras.layers.Layer):
         self.biases = []
         input_dim = input_shape[-1]
         for index, units in enumerate((*self.hidden_units, self.units)):
+            divisor = step_divisor(input_dim)
             kernel = self.add_weight(
                 name=f"kernel_{index}",
                 # A row for each unit, in which the products are quicker than
                 # with a row for each input.
                 shape=(self.num_experts, units, input_dim),
-                # The axes are named because Keras would count the experts'
-                # axis as a part of the fan-in.
-                initializer=initializers.HeNormal(
-                    input_axes=[2], output_axes=[1]
+                # He et al.'s, of which 2 is the scale. The axes are named
+                # because Keras would count the experts' as a part of the
+                # fan-in.
+                initializer=initializers.VarianceScaling(
+                    2.0 * divisor**2, input_axes=[2], output_axes=[1]
                 ),
-                regularizer=self.kernel_regularizer,
+                regularizer=of_fraction(self.kernel_regularizer, divisor),
             )
             bias = self.add_weight(
                 name=f"bias_{index}",
@@ -97,12 +103,14 @@ class ExpertViews(keras.layers.Layer):
         # which takes a third as long as its product.
         kernel = ops.reshape(self.kernels[0], (-1, inputs.shape[-1]))
         hidden = tf.matmul(inputs, kernel, transpose_b=True)
+        hidden = hidden / step_divisor(inputs.shape[-1])
         hidden = ops.reshape(hidden, (-1, *self.biases[0].shape))
         hidden = self.activation(hidden + self.biases[0])
         for kernel, bias in zip(self.kernels[1:], self.biases[1:]):
             # b: batch, e: expert, i: width before, o: width after
-            hidden = ops.einsum("bei,eoi->beo", hidden, kernel)
-            hidden = self.activation(hidden + bias)
+            product = ops.einsum("bei,eoi->beo", hidden, kernel)
+            product = product / step_divisor(hidden.shape[-1])
+            hidden = self.activation(product + bias)
         return hidden
 
     def compute_output_shape(self, input_shape):

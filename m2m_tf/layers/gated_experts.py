@@ -3,6 +3,9 @@
 import keras
 from keras import initializers, ops, regularizers
 
+from m2m_tf.layers._fan_in import step_divisor
+from m2m_tf.regularizers import of_fraction
+
 
 @keras.saving.register_keras_serializable("m2m_tf")
 class GatedExperts(keras.layers.Layer):
@@ -16,7 +19,9 @@ class GatedExperts(keras.layers.Layer):
     That is MMoE (Ma et al., KDD 2018, eq. 6-8). With `num_own_experts` m, the
     first m views belong to task 1, the next m to task 2 and so on, and only
     the views after those are shared: a task's gate then covers its own and
-    the shared ones, which is CGC (Tang et al., RecSys 2020, eq. 1-3).
+    the shared ones, which is CGC (Tang et al., RecSys 2020, eq. 1-3). W_t is
+    held as a multiple where F has more than 512 entries, as `ExpertViews`
+    holds its kernels.
 
     The softmax is computed in float32 whatever the dtype policy.
 
@@ -68,6 +73,7 @@ class GatedExperts(keras.layers.Layer):
                 "each need at least as many `expert_views`. Received: "
                 f"expert_views.shape={tuple(expert_views_shape)}"
             )
+        divisor = step_divisor(inputs_shape[-1])
         self.kernel = self.add_weight(
             name="kernel",
             shape=(
@@ -75,14 +81,20 @@ class GatedExperts(keras.layers.Layer):
                 inputs_shape[-1],
                 self.num_own_experts + num_shared,
             ),
-            initializer=initializers.GlorotUniform(
-                input_axes=[1], output_axes=[2]
+            # Glorot and Bengio's, of which 1 is the scale.
+            initializer=initializers.VarianceScaling(
+                divisor**2,
+                mode="fan_avg",
+                distribution="uniform",
+                input_axes=[1],
+                output_axes=[2],
             ),
-            regularizer=self.kernel_regularizer,
+            regularizer=of_fraction(self.kernel_regularizer, divisor),
         )
 
     def call(self, inputs, expert_views):
         gates = ops.einsum("bi,tig->btg", inputs, self.kernel)
+        gates = gates / step_divisor(inputs.shape[-1])
         gates = ops.softmax(ops.cast(gates, "float32"), axis=-1)
         views = ops.cast(expert_views, "float32")
         own = self.num_own_experts

@@ -7,7 +7,7 @@ import tensorflow as tf
 from keras import activations, initializers, ops, regularizers
 
 from m2m_tf.layers._arguments import require_positive_int, require_rank
-from m2m_tf.regularizers import L2
+from m2m_tf.regularizers import of_fraction
 
 # Share of the kernel's variance that comes from the scenario at the start.
 #
@@ -329,22 +329,12 @@ class MetaDense(keras.layers.Layer):
         )
 
     def _add_generator_weight(self, name, shape, initializer, divisor=1):
-        regularizer = self.generator_regularizer
-        if regularizer is not None and divisor > 1:
-            # The penalty of eq. 19 is on V, not on its multiple.
-            if isinstance(regularizer, L2):
-                # Without a copy of what may be most of the model's weights.
-                regularizer = regularizer.scaled(1 / divisor)
-            else:
-
-                def regularizer(weight):
-                    return self.generator_regularizer(weight / divisor)
-
         return self.add_weight(
             name=name,
             shape=shape,
             initializer=initializer,
-            regularizer=regularizer,
+            # The penalty of eq. 19 is on V, not on its multiple.
+            regularizer=of_fraction(self.generator_regularizer, divisor),
         )
 
     def _check_shapes(

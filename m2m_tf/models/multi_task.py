@@ -93,6 +93,9 @@ def features_with_attributes(
 def dense_rows(parts, view_dim, regularizer, name):
     """Each part through a dense layer of its own, one row each.
 
+    `ExpertViews` with one expert is that layer: of many inputs it is moved by
+    a step as M2M's are.
+
     Args:
         parts: Name of the layer → its input `[batch, ...]`.
         view_dim: Width of a row.
@@ -102,18 +105,12 @@ def dense_rows(parts, view_dim, regularizer, name):
     Returns:
         Tensor `[batch, len(parts), view_dim]`.
     """
-    rows = []
-    for layer, part in parts.items():
-        row = keras.layers.Dense(
-            view_dim,
-            "leaky_relu",
-            kernel_initializer="he_normal",
-            kernel_regularizer=regularizer,
-            name=layer,
+    rows = [
+        layers.ExpertViews(
+            1, view_dim, kernel_regularizer=regularizer, name=layer
         )(part)
-        rows.append(
-            keras.layers.Reshape((1, view_dim), name=f"{layer}_row")(row)
-        )
+        for layer, part in parts.items()
+    ]
     if len(rows) == 1:
         return rows[0]
     return keras.layers.Concatenate(axis=1, name=name)(rows)

@@ -2,6 +2,7 @@
 
 import keras
 
+from m2m_tf import layers
 from m2m_tf.data import schema
 from m2m_tf.models.forecast_model import ForecastModel
 from m2m_tf.models.multi_task import multi_task_model
@@ -22,13 +23,10 @@ def shared_bottom(
     """
 
     def represent(features, regularizer):
-        bottom = keras.layers.Dense(
-            view_dim,
-            "leaky_relu",
-            kernel_initializer="he_normal",
-            kernel_regularizer=regularizer,
-            name="bottom",
+        bottom = layers.ExpertViews(
+            1, view_dim, kernel_regularizer=regularizer, name="bottom"
         )(features)
+        bottom = keras.layers.Reshape((view_dim,), name="bottom_row")(bottom)
         return keras.layers.RepeatVector(
             len(spec.task_names), name="for_each_task"
         )(bottom)
