@@ -64,8 +64,9 @@ class Task:
 class AttributeColumns:
     """Attribute columns of the profile or scenario table, by kind.
 
-    They are inputs of the exported model, whose names TensorFlow restricts:
-    letters from a to z, digits, and the signs `_`, `.`, `-` and `/`.
+    Values may be missing: empty in a CSV file, null or NaN. They are inputs
+    of the exported model, whose names TensorFlow restricts: letters from a to
+    z, digits, and the signs `_`, `.`, `-` and `/`.
 
     Example:
 

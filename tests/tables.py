@@ -24,7 +24,10 @@ SMALL_TRAINING = TrainingSettings(batch_size=32, epochs=2)
 
 
 def write_accented_tables(folder, **changes):
-    """The clinic tables with ids and attributes of all kinds of letters."""
+    """The clinic tables with ids and attributes of all kinds of letters.
+
+    The first clinic and the first kind of visit lack their attributes.
+    """
     spec_path = write_clinic_tables(folder, **changes)
     in_spanish = {
         "video": r"vídeo $\x$ 5|6",
@@ -37,6 +40,11 @@ def write_accented_tables(folder, **changes):
         frame = frame.with_columns(
             pl.col(pl.String).str.replace_many(in_spanish)
         )
+        if "panel" not in name:
+            frame = frame.with_columns(
+                pl.when(pl.int_range(pl.len()) > 0).then(pl.col(column))
+                for column in frame.columns[1:]
+            )
         is_csv = path.suffix == ".csv"
         frame.write_csv(path) if is_csv else frame.write_parquet(path)
     return spec_path

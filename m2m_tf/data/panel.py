@@ -20,11 +20,20 @@ from m2m_tf.data import schema, windows
 
 # Panel rows that `iter_records` holds at a time.
 _CHUNK_ROWS = 2_000_000
+# Sums over a window and over scenarios must be finite in float32 (3e38), too.
+_LARGEST = 1e30
+# What a column must hold.
+_TEXT = "one value a row"
+_NUMBERS = "numbers"
+_DAYS = "days as YYYY-MM-DD, or as dates"
 
 
 @dataclasses.dataclass(frozen=True)
 class Problem:
     """One thing wrong with a table.
+
+    `count` is the number of rows that it concerns, 0 if it is the column as a
+    whole; `example` then says what else there is to know.
 
     Example:
 
@@ -39,9 +48,10 @@ class Problem:
     example: str
 
     def __str__(self):
+        where = f"{self.count} rows; example: " if self.count else ""
         return (
             f"{self.file}, column {self.column}: {self.message} "
-            f"({self.count} rows; example: {self.example})"
+            f"({where}{self.example})"
         )
 
 
@@ -127,8 +137,14 @@ def _reading(path):
     try:
         yield
     except pl.exceptions.PolarsError as error:
+        advice = "write it again"
+        if path.suffix == ".csv":
+            advice += (
+                ", in UTF-8, each row with as many fields as the header, "
+                "decimals with a point and values that hold a comma in quotes"
+            )
         raise ValueError(
-            f"{path}: does not hold a {path.suffix[1:]} table; write it again. "
+            f"{path}: does not hold a {path.suffix[1:]} table; {advice}. "
             f"Received: {error}."
         ) from error
 
@@ -169,6 +185,8 @@ def last_day(spec: DatasetSpec) -> datetime.date | None:
 def read_profile(spec: DatasetSpec) -> pl.DataFrame:
     """The profile: entity id, categorical (String), numeric (Float32).
 
+    Missing values are empty texts and NaN.
+
     Example:
 
     >>> read_profile(DatasetSpec.load("spec.yaml")).columns
@@ -179,6 +197,8 @@ def read_profile(spec: DatasetSpec) -> pl.DataFrame:
 
 def read_scenarios(spec: DatasetSpec) -> pl.DataFrame:
     """The scenario table: id, categorical (String), numeric (Float32).
+
+    Missing values are empty texts and NaN.
 
     Example:
 
@@ -244,17 +264,22 @@ def validate_for_scoring(spec: DatasetSpec) -> None:
 def _table_problems(spec, only_days=False):
     """Problems of single tables, and which tables have all columns."""
     problems = []
-    columns = {
-        "panel": (spec.entity, spec.scenario, spec.date, *spec.value_columns),
-        "profile": (spec.entity, *spec.profile_columns.names),
-        "scenarios": (spec.scenario, *spec.scenario_columns.names),
+    wanted = {
+        "panel": {
+            spec.entity: _TEXT,
+            spec.scenario: _TEXT,
+            spec.date: _DAYS,
+            **dict.fromkeys(spec.value_columns, _NUMBERS),
+        },
+        "profile": _wanted_attributes(spec.entity, spec.profile_columns),
+        "scenarios": _wanted_attributes(spec.scenario, spec.scenario_columns),
     }
     complete = {}
-    for table, names in columns.items():
+    for table, columns in wanted.items():
         path = getattr(spec, table)
-        missing = _missing_columns(path, names)
-        problems += missing
-        complete[table] = not missing
+        found = _column_problems(path, columns)
+        problems += found
+        complete[table] = not found
     if complete["profile"]:
         with _reading(spec.profile):
             problems += _attribute_problems(
@@ -496,7 +521,7 @@ def _read_attributes(path, key, columns: AttributeColumns):
                 for n in columns.categorical
             ],
             *[
-                pl.col(n).cast(pl.Float32, strict=False)
+                pl.col(n).cast(pl.Float32, strict=False).fill_null(float("nan"))
                 for n in columns.numeric
             ],
         )
@@ -505,19 +530,48 @@ def _read_attributes(path, key, columns: AttributeColumns):
     )
 
 
-def _missing_columns(path, names):
-    present = scan_table(path).collect_schema().names()
-    return [
-        Problem(
-            path.name,
-            name,
-            0,
-            "is missing; add it or correct the spec",
-            f"columns present: {present}",
-        )
-        for name in names
-        if name not in present
-    ]
+def _wanted_attributes(key, columns: AttributeColumns):
+    return {
+        key: _TEXT,
+        **dict.fromkeys(columns.categorical, _TEXT),
+        **dict.fromkeys(columns.numeric, _NUMBERS),
+    }
+
+
+def _column_problems(path, wanted):
+    """Columns that are not there, or of a type that cannot be read.
+
+    All rows of a CSV file are read for it, too, since one with more fields
+    than the header is an error only where all columns are read
+    (pola-rs/polars#28350).
+    """
+    frame = scan_table(path)
+    dtypes = frame.collect_schema()
+    if path.suffix == ".csv":
+        with _reading(path):
+            frame.select(pl.all().count()).collect()
+    problems = []
+    for name, content in wanted.items():
+        if name not in dtypes:
+            message = "is missing; add it or correct the spec"
+            example = f"columns present: {dtypes.names()}"
+        elif not _can_hold(dtypes[name], content):
+            message = f"is of a type that is not read; write {content}"
+            example = f"type: {dtypes[name]}"
+        else:
+            continue
+        problems.append(Problem(path.name, name, 0, message, example))
+    return problems
+
+
+def _can_hold(dtype, content):
+    if content == _TEXT:
+        return not dtype.is_nested()
+    if dtype in (pl.String, pl.Null):
+        return True
+    if content == _DAYS:
+        return dtype in (pl.Date, pl.Datetime)
+    return dtype.is_numeric() or dtype == pl.Boolean
 
 
 def _find(frame, path, column, wrong, message, show=None):
@@ -539,17 +593,25 @@ def _find(frame, path, column, wrong, message, show=None):
     return [Problem(path.name, column, count, message, example)]
 
 
-def _number_problems(frame, path, columns):
-    """Values that are no finite number."""
+def _number_problems(frame, path, columns, may_be_missing=False):
+    """Values that are no number that can be added up."""
     problems = []
     for name in columns:
         value = pl.col(name).cast(pl.Float64, strict=False)
+        # In polars' order NaN is greater than any number.
+        wrong = value.is_not_nan() & (value.abs() > _LARGEST)
+        if may_be_missing:
+            kinds = "infinite"
+            wrong |= value.is_null() & pl.col(name).is_not_null()
+        else:
+            kinds = "missing, NaN, infinite"
+            wrong |= value.is_null() | value.is_nan()
         problems += _find(
             frame,
             path,
             name,
-            value.is_null() | ~value.is_finite(),
-            "has values that are missing, NaN, infinite or not numbers",
+            wrong.fill_null(False),
+            f"has values that are {kinds}, beyond {_LARGEST:g} or not numbers",
         )
     return problems
 
@@ -571,7 +633,7 @@ def _key_problems(frame, path, key):
 def _attribute_problems(path, key, columns):
     frame = scan_table(path)
     return _key_problems(frame, path, key) + _number_problems(
-        frame, path, columns.numeric
+        frame, path, columns.numeric, may_be_missing=True
     )
 
 
@@ -656,7 +718,8 @@ def _suspicious_columns(frame, columns):
     values = [pl.col(name).cast(pl.Float64, strict=False) for name in columns]
     found = frame.select(
         (
-            ~value.sum().is_finite()
+            ~(value.abs().max() <= _LARGEST)
+            | ~value.sum().is_finite()
             | (value.null_count() > 0)
             | (value.min() < 0)
         )
@@ -710,7 +773,7 @@ def _empty_tasks(spec):
             f"is zero on every training label day ({first} to {last}), so "
             f"task {task.name!r} cannot be learned; drop the task or give "
             "more data",
-            "0",
+            "total: 0",
         )
         for task in spec.tasks
         if totals[task.column][0] <= 0

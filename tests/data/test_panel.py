@@ -69,6 +69,38 @@ CASES = {
         2,
         "NaN, infinite",
     ),
+    "too large for float32": (
+        lambda f: set_rows(f, "fees", 1e60, 2),
+        "fees",
+        2,
+        "beyond 1e+30",
+    ),
+    "lists": (
+        lambda f: f.with_columns(pl.concat_list("clinic")),
+        "clinic",
+        0,
+        "write one value a row",
+    ),
+    "lists of numbers": (
+        lambda f: f.with_columns(pl.concat_list("fees")),
+        "fees",
+        0,
+        "write numbers",
+    ),
+    "dates as numbers": (
+        lambda f: f.with_columns(fees=pl.col("day")),
+        "fees",
+        0,
+        "write numbers",
+    ),
+    "numbers as dates": (
+        lambda f: f.with_columns(
+            pl.col("day").dt.to_string("%Y%m%d").cast(pl.Int32)
+        ),
+        "day",
+        0,
+        "days as YYYY-MM-DD",
+    ),
     "null": (lambda f: set_rows(f, "staff", None), "staff", 1, "missing"),
     "negative label": (
         lambda f: set_rows(f, "visits", -2.0),
@@ -177,6 +209,8 @@ def test_duplicate_profile_and_scenario_ids(tmp_path):
         ("panel.parquet", b"no such thing"),
         ("panel.csv", b'\n"not closed,b'),
         ("panel.csv", b"\n\xff\xfe\n"),
+        # More fields than the header: a decimal comma, perhaps.
+        ("panel.csv", b"\na,b,2025-03-01,1,1,1,1,5,1,1,1\n"),
     ],
 )
 def test_a_broken_file_is_named(clinic_spec, tmp_path, name, content):
@@ -296,6 +330,77 @@ def test_grids_hold_all_pairs_and_the_records_values(clinic_spec):
 
 def assert_same(one, other):
     assert one == other or (one != one and other != other)
+
+
+@pytest.mark.parametrize(
+    "dtype",
+    [pl.Decimal(20, 6), pl.Float32, pl.String, pl.Int64, pl.Int128, pl.UInt8],
+)
+def test_numbers_of_any_type_are_read(clinic_spec, source, tmp_path, dtype):
+    source = source.with_columns(pl.col("visits").clip(0, 200))
+    frame = source.with_columns(pl.col("visits").cast(dtype))
+    spec = with_panel(clinic_spec, tmp_path, frame)
+    panel.validate_tables(spec)
+    ours = panel.read_panel(spec).select("visits").collect()
+    assert ours["visits"].to_list() == source["visits"].to_list()
+
+
+@pytest.mark.parametrize(
+    "dtype", [pl.Categorical, pl.Enum(["booked", "video", "walk_in"])]
+)
+def test_categories_are_read_as_text(clinic_spec, source, tmp_path, dtype):
+    frame = source.with_columns(pl.col("visit_kind").cast(dtype))
+    spec = with_panel(clinic_spec, tmp_path, frame)
+    panel.validate_tables(spec)
+    ours = panel.read_panel(spec).select("visit_kind").collect()
+    assert ours["visit_kind"].to_list() == source["visit_kind"].to_list()
+
+
+ATTRIBUTES = {"profile": "beds", "scenarios": "needs_booking"}
+
+
+def with_attribute(spec, table, name, value, ending):
+    path = getattr(spec, table).with_name(f"other_{table}{ending}")
+    frame = set_rows(
+        panel.scan_table(getattr(spec, table)).collect(), name, value
+    )
+    frame.write_csv(path) if ending == ".csv" else frame.write_parquet(path)
+    return dataclasses.replace(spec, **{table: path})
+
+
+@pytest.mark.parametrize("ending", [".csv", ".parquet"])
+@pytest.mark.parametrize("value", [None, float("nan")])
+@pytest.mark.parametrize("table", ATTRIBUTES)
+def test_attributes_may_be_missing(tmp_path, table, value, ending):
+    spec = DatasetSpec.load(write_clinic_tables(tmp_path))
+    name = ATTRIBUTES[table]
+    spec = with_attribute(spec, table, name, value, ending)
+    panel.validate_tables(spec)
+    read = {"profile": panel.read_profile, "scenarios": panel.read_scenarios}
+    values = read[table](spec)[name]
+    assert values.is_nan().sum() == 1 and not values.null_count()
+
+
+@pytest.mark.parametrize("value", [float("inf"), -2e30, pl.lit("many")])
+@pytest.mark.parametrize("table", ATTRIBUTES)
+def test_attributes_that_are_no_numbers(tmp_path, table, value):
+    spec = DatasetSpec.load(write_clinic_tables(tmp_path))
+    name = ATTRIBUTES[table]
+    (problem,) = problems_of(with_attribute(spec, table, name, value, ".csv"))
+    assert (problem.column, problem.count) == (name, 1)
+    assert "infinite, beyond 1e+30 or not numbers" in problem.message
+
+
+@pytest.mark.parametrize("table", ["profile", "scenarios"])
+def test_attributes_that_are_lists(tmp_path, table):
+    spec = DatasetSpec.load(write_clinic_tables(tmp_path))
+    name = {"profile": "town", "scenarios": "channel"}[table]
+    frame = panel.scan_table(getattr(spec, table)).collect()
+    path = tmp_path / f"other_{table}.parquet"
+    frame.with_columns(pl.concat_list(name)).write_parquet(path)
+    (problem,) = problems_of(dataclasses.replace(spec, **{table: path}))
+    assert (problem.file, problem.column) == (path.name, name)
+    assert "write one value a row (type: List(String))" in str(problem)
 
 
 def test_message_counts_the_problems_and_lists_them():
