@@ -24,9 +24,10 @@ MADE = """
 CONTRACT_HEAD = f"""\
 # Data contract
 {MADE}
-Three tables, Parquet or CSV, and a YAML spec that says which column plays
-which role. [Architecture](architecture.md#data-contract) tells what is
-made of them, [Use your own data](how_to/own_data.md) how to begin.
+Three tables, Parquet or CSV files or folders of them, and a YAML spec that
+says which column plays which role.
+[Architecture](architecture.md#data-contract) tells what is made of them,
+[Use your own data](how_to/own_data.md) how to begin.
 """
 SETTINGS_HEAD = f"""\
 # Settings

@@ -148,10 +148,11 @@ class DatasetSpec:
 
     Args:
         name: Name of the dataset.
-        panel: Parquet or CSV file: one row per (entity, scenario, day); days
-            without a row are days of zeros.
-        profile: Parquet or CSV file: one row per entity.
-        scenarios: Parquet or CSV file: one row per scenario.
+        panel: Parquet or CSV file, or a folder of such files (one a day, for
+            instance): one row per (entity, scenario, day); days without a row
+            are days of zeros.
+        profile: File or folder as well: one row per entity.
+        scenarios: File or folder as well: one row per scenario.
         entity: Column with the entity's (advertiser's) id.
         scenario: Column with the scenario's id.
         date: Column with the local calendar day.

@@ -5,7 +5,7 @@ import hashlib
 import tempfile
 
 from m2m_tf import evaluation_run, export as exporting, files, training
-from m2m_tf.config import DatasetSpec, to_values
+from m2m_tf.config import DatasetSpec, fingerprint, to_values
 from m2m_tf.data import panel, tfds_builder
 from m2m_tf.data.dataset import ForecastData
 from m2m_tf.serving import batch_scoring, pushing
@@ -153,7 +153,15 @@ def _export(work, trained, folder, evaluated=None):
 
 
 def _hash(path):
-    if not path.exists():
+    try:
+        paths = panel.table_files(path)
+    except FileNotFoundError:
         return "absent"  # Validation will say so.
-    with open(path, "rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+    hashes = []
+    for part in paths:
+        with open(part, "rb") as file:
+            hashes.append(hashlib.file_digest(file, "sha256").hexdigest()[:16])
+    if path.is_file():
+        return hashes[0]
+    names = [str(part.relative_to(path)) for part in paths]
+    return fingerprint(dict(zip(names, hashes, strict=True)))

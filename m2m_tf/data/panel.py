@@ -5,11 +5,13 @@ column, row count and an example. `iter_records` turns valid tables into one
 record per entity, a bounded number of rows at a time.
 """
 
+import collections
 import contextlib
 import dataclasses
 import datetime
 import math
 import pathlib
+import urllib.parse
 from collections.abc import Iterator
 
 import numpy as np
@@ -22,6 +24,11 @@ from m2m_tf.data import schema, windows
 _CHUNK_ROWS = 2_000_000
 # Sums over a window and over scenarios must be finite in float32 (3e38), too.
 _LARGEST = 1e30
+_ENDINGS = (".parquet", ".csv")
+# How Hive and Spark call the folder of rows whose value is null.
+_HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
+# Column of the file that a row comes from, while a folder is read.
+_FILE = "_file"
 # What a column must hold.
 _TEXT = "one value a row"
 _NUMBERS = "numbers"
@@ -100,11 +107,16 @@ class Summary:
 
 
 def scan_table(path: pathlib.Path) -> pl.LazyFrame:
-    """Opens a Parquet or CSV file lazily; CSV values come as strings.
+    """Opens a table lazily; values of CSV files come as strings.
+
+    A table is a Parquet or CSV file, or a folder of such files, in folders of
+    their own if need be: the rows of all. A folder `day=2025-03-01`, as Hive
+    and Spark write them, gives its files' rows a column `day`. Names that
+    begin with `_` or `.` are passed over.
 
     Raises:
-        FileNotFoundError: If there is no such file.
-        ValueError: If the file's ending is neither .parquet nor .csv, or it
+        FileNotFoundError: If there is no such file, or none in the folder.
+        ValueError: If a file's ending is neither .parquet nor .csv, or it
             does not hold such a table.
 
     Example:
@@ -112,23 +124,103 @@ def scan_table(path: pathlib.Path) -> pl.LazyFrame:
     >>> scan_table(pathlib.Path("profile.csv")).collect_schema().names()
     ['clinic', 'town', 'beds']
     """
-    if not path.is_file():
+    if path.is_file():
+        return _scan_files([path])
+    # Files of the same columns are one scan: polars has a thread for each.
+    alike = collections.defaultdict(dict)
+    for file in table_files(path):
+        dtypes = _scan_files([file]).collect_schema()
+        # A column of the file goes before one that its folder tells of.
+        told = {
+            name: value
+            for name, value in _told_by_folders(file, path).items()
+            if name not in dtypes
+        }
+        kind = (file.suffix, tuple(dtypes.items()), tuple(told))
+        alike[kind][file] = told
+    frames = [
+        _scan_files(list(files), include_file_paths=_FILE)
+        .with_columns(
+            pl.col(_FILE)
+            .replace_strict(
+                [str(file) for file in files],
+                [told[name] for told in files.values()],
+                return_dtype=pl.String,
+            )
+            .alias(name)
+            for name in kind[-1]
+        )
+        .drop(_FILE)
+        for kind, files in alike.items()
+    ]
+    with _reading(path):
+        frame = pl.concat(frames, how="diagonal_relaxed")
+        frame.collect_schema()
+    return frame
+
+
+def table_files(path: pathlib.Path) -> list[pathlib.Path]:
+    """The files that a table consists of, see `scan_table`.
+
+    Example:
+
+    >>> table_files(pathlib.Path("profile.csv"))
+    [PosixPath('profile.csv')]
+    """
+    if path.is_file():
+        return [path]
+    if not path.is_dir():
         raise FileNotFoundError(
             f"{path}: there is no such table. Check the path in the spec "
             "(paths are relative to the spec's folder)."
         )
-    if path.suffix == ".parquet":
-        frame = pl.scan_parquet(path)
-    elif path.suffix == ".csv":
-        frame = pl.scan_csv(path, infer_schema=False)
-    else:
-        raise ValueError(
-            f"{path}: tables are .parquet or .csv files. Received: "
-            f"{path.suffix or 'no ending'}."
+    found = sorted(
+        file
+        for file in path.rglob("*")
+        if file.suffix in _ENDINGS
+        and file.is_file()
+        and not any(
+            part.startswith(("_", ".")) for part in file.relative_to(path).parts
         )
+    )
+    if not found:
+        raise FileNotFoundError(
+            f"{path}: the folder holds no .parquet or .csv file. Check the "
+            "path in the spec (paths are relative to the spec's folder)."
+        )
+    return found
+
+
+def _scan_files(paths, **options):
+    """Opens files of the same columns."""
+    path = paths[0]
+    if path.suffix not in _ENDINGS:
+        raise ValueError(
+            f"{path}: tables are .parquet or .csv files, or folders of them. "
+            f"Received: {path.suffix or 'no ending'}."
+        )
+    # A folder's name may hold what a glob is made of.
+    options |= {"glob": False}
+    if path.suffix == ".parquet":
+        frame = pl.scan_parquet(paths, hive_partitioning=False, **options)
+    else:
+        frame = pl.scan_csv(paths, infer_schema=False, **options)
     with _reading(path):
         frame.collect_schema()
     return frame
+
+
+def _told_by_folders(file, table):
+    """What folders called `column=value` tell of a file's rows."""
+    pairs = [
+        part.split("=", 1)
+        for part in file.relative_to(table).parent.parts
+        if "=" in part
+    ]
+    return {
+        name: None if value == _HIVE_NULL else urllib.parse.unquote(value)
+        for name, value in pairs
+    }
 
 
 @contextlib.contextmanager
@@ -138,14 +230,13 @@ def _reading(path):
         yield
     except pl.exceptions.PolarsError as error:
         advice = "write it again"
-        if path.suffix == ".csv":
+        if path.suffix != ".parquet":
             advice += (
-                ", in UTF-8, each row with as many fields as the header, "
+                "; CSV in UTF-8, each row with as many fields as the header, "
                 "decimals with a point and values that hold a comma in quotes"
             )
         raise ValueError(
-            f"{path}: does not hold a {path.suffix[1:]} table; {advice}. "
-            f"Received: {error}."
+            f"{path}: cannot be read as a table; {advice}. Received: {error}."
         ) from error
 
 
@@ -547,9 +638,10 @@ def _column_problems(path, wanted):
     """
     frame = scan_table(path)
     dtypes = frame.collect_schema()
-    if path.suffix == ".csv":
-        with _reading(path):
-            frame.select(pl.all().count()).collect()
+    for file in table_files(path):
+        if file.suffix == ".csv":
+            with _reading(file):
+                _scan_files([file]).select(pl.all().count()).collect()
     problems = []
     for name, content in wanted.items():
         if name not in dtypes:

@@ -151,11 +151,17 @@ def _check_output(output, spec):
         raise ContractError(
             f"{output}: is a folder and would be lost. Give another file."
         )
-    elif output.resolve() in (spec.panel, spec.profile, spec.scenarios):
-        raise ContractError(
-            f"{output}: is a table of the spec and would be lost. Give another "
-            "file."
-        )
+    for table in (spec.panel, spec.profile, spec.scenarios):
+        if output.resolve() == table:
+            raise ContractError(
+                f"{output}: is a table of the spec and would be lost. Give "
+                "another file."
+            )
+        if output.resolve().is_relative_to(table):
+            raise ContractError(
+                f"{output}: lies in a table of the spec, and would be read as "
+                "a part of it. Give another folder."
+            )
 
 
 class _Scoring:
@@ -228,7 +234,11 @@ class _Scoring:
     def _key(self):
         """Of everything that the parts depend on."""
         spec = self._spec
-        tables = [spec.panel, spec.profile, spec.scenarios]
+        tables = [
+            file
+            for table in (spec.panel, spec.profile, spec.scenarios)
+            for file in panel.table_files(table)
+        ]
         model = [path for path in self._version.rglob("*") if path.is_file()]
         return fingerprint(
             spec,

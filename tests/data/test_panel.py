@@ -50,6 +50,83 @@ def test_csv_gives_the_same_records(clinic_spec, source, tmp_path):
         np.testing.assert_allclose(ours["values"], theirs["values"], rtol=1e-6)
 
 
+def by_day(frame, folder):
+    """As Hive and Spark write it: the day is a folder's name."""
+    for (day,), rows in frame.partition_by("day", as_dict=True).items():
+        part = folder / f"day={day}" / "part-0.parquet"
+        part.parent.mkdir(parents=True)
+        rows.drop("day").write_parquet(part)
+    (folder / "_SUCCESS").touch()
+    (part.parent / "_old.parquet").write_bytes(b"passed over")
+    (folder / ".hidden").mkdir()
+    (folder / ".hidden" / "part.csv").touch()
+
+
+def by_kind(frame, folder):
+    """CSV, the kind of visit is a folder's name and has other letters."""
+    for (kind,), rows in frame.partition_by("visit_kind", as_dict=True).items():
+        part = folder / f"visit_kind={kind.replace('_', '%5F')}" / "a.csv"
+        part.parent.mkdir(parents=True)
+        rows.drop("visit_kind").write_csv(part)
+
+
+def in_parts_unlike_each_other(frame, folder):
+    """Files of both kinds, other orders and types, a column too many."""
+    folder.mkdir()
+    half = frame.height // 2
+    other = frame[half:].select(sorted(frame.columns)).with_columns(more=1)
+    frame[:half].write_csv(folder / "a.csv")
+    other.with_columns(pl.col("open_days").cast(pl.Int8)).write_parquet(
+        folder / "b.parquet"
+    )
+
+
+@pytest.mark.parametrize("write", [by_day, by_kind, in_parts_unlike_each_other])
+def test_a_folder_gives_the_same_records(clinic_spec, source, tmp_path, write):
+    folder = tmp_path / "panel[1]"
+    write(source, folder)
+    spec = dataclasses.replace(clinic_spec, panel=folder)
+    assert panel.validate_tables(spec) == panel.validate_tables(clinic_spec)
+    assert panel.last_day(spec) == panel.last_day(clinic_spec)
+    for ours, theirs in zip(
+        panel.iter_records(spec), panel.iter_records(clinic_spec), strict=True
+    ):
+        assert list(ours["scenario"]) == list(theirs["scenario"])
+        np.testing.assert_allclose(ours["values"], theirs["values"], rtol=1e-6)
+
+
+def test_what_is_wrong_with_a_part_of_a_folder(clinic_spec, source, tmp_path):
+    folder = tmp_path / "panel"
+    in_parts_unlike_each_other(source, folder)
+    spec = dataclasses.replace(clinic_spec, panel=folder)
+    rows = pl.read_parquet(folder / "b.parquet")
+    rows.drop("fees").write_parquet(folder / "b.parquet")
+    (problem,) = problems_of(spec)
+    assert (problem.file, problem.column) == ("panel", "fees")
+    assert problem.count == len(rows)
+    with (folder / "a.csv").open("a") as file:
+        file.write("a,b,2025-03-01,1,1,1,1,5,1,1,1\n")
+    with pytest.raises(ValueError, match=r"panel/a\.csv: cannot be read"):
+        panel.validate_tables(spec)
+    (folder / "a.csv").unlink()
+    (folder / "b.parquet").write_bytes(b"no such thing")
+    with pytest.raises(ValueError, match=r"panel/b\.parquet: cannot be read"):
+        panel.validate_tables(spec)
+    (folder / "b.parquet").unlink()
+    with pytest.raises(FileNotFoundError, match=r"panel: the folder holds no"):
+        panel.validate_tables(spec)
+
+
+def test_a_partition_of_null_is_an_empty_id(clinic_spec, source, tmp_path):
+    folder = tmp_path / "panel"
+    by_kind(source, folder)
+    (folder / "visit_kind=video").rename(
+        folder / "visit_kind=__HIVE_DEFAULT_PARTITION__"
+    )
+    (problem,) = problems_of(dataclasses.replace(clinic_spec, panel=folder))
+    assert (problem.column, problem.message) == ("visit_kind", "has empty ids")
+
+
 CASES = {
     "missing column": (
         lambda f: f.drop("fees"),
@@ -220,7 +297,7 @@ def test_a_broken_file_is_named(clinic_spec, tmp_path, name, content):
         content = header.encode() + content
     path.write_bytes(content)
     spec = dataclasses.replace(clinic_spec, panel=path)
-    with pytest.raises(ValueError, match=f"{name}: does not hold a .* table"):
+    with pytest.raises(ValueError, match=f"{name}: cannot be read as a"):
         panel.validate_tables(spec)
 
 

@@ -220,6 +220,45 @@ def test_output_that_would_cost_something_is_refused(exported, tmp_path):
     }
 
 
+def in_parts(spec, folder):
+    """The spec with its panel as a folder of two files."""
+    folder.mkdir()
+    rows = pl.read_parquet(spec.panel)
+    rows[::2].write_parquet(folder / "a.parquet")
+    rows[1::2].write_csv(folder / "b.csv")
+    return dataclasses.replace(spec, panel=folder)
+
+
+def test_a_panel_in_parts_is_scored_alike(exported, clinic_spec, tmp_path):
+    whole = score(exported, clinic_spec, tmp_path)
+    spec = in_parts(clinic_spec, tmp_path / "panel")
+    assert score(exported, spec, tmp_path).equals(whole)
+
+
+def test_forecasts_may_not_become_a_part_of_a_table(
+    exported, clinic_spec, tmp_path
+):
+    spec = in_parts(clinic_spec, tmp_path / "panel")
+    for output in (spec.panel / "week.parquet", spec.panel / "week"):
+        with pytest.raises(batch_scoring.ContractError, match="lies in a tabl"):
+            batch_scoring.score_tables(exported, spec, spec.end, output)
+    assert len(list(spec.panel.iterdir())) == 2
+
+
+def test_parts_of_other_tables_are_not_gone_on_with(
+    exported, clinic_spec, tmp_path
+):
+    spec = in_parts(clinic_spec, tmp_path / "panel")
+    output = tmp_path / "week"
+    for _ in range(2):
+        batch_scoring.score_tables(exported, spec, spec.end, output)
+    pl.read_parquet(spec.panel / "a.parquet")[1:].write_parquet(
+        spec.panel / "a.parquet"
+    )
+    with pytest.raises(batch_scoring.ContractError, match="something else"):
+        batch_scoring.score_tables(exported, spec, spec.end, output)
+
+
 def test_only_rows_that_are_read_must_be_right(exported, tmp_path):
     spec = DatasetSpec.load(write_clinic_tables(tmp_path / "tables"))
     days = pl.col(spec.date)
