@@ -21,8 +21,16 @@ from pydantic import ConfigDict, Field
 from pydantic.dataclasses import dataclass
 
 _STRICT = ConfigDict(extra="forbid")
-_Name = Annotated[str, Field(pattern=r"^[A-Za-z_][A-Za-z0-9_]*$")]
-_RunName = Annotated[str, Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$")]
+_NAME = r"^[A-Za-z_][A-Za-z0-9_]*$"
+_RUN_NAME = r"^[A-Za-z0-9][A-Za-z0-9_.-]*$"
+# What a name must look like, for people.
+_LOOKS = {
+    _NAME: "letters from a to z, digits and _, and begin with no digit",
+    _RUN_NAME: "letters from a to z, digits and _ . -, and begin with a letter "
+    "or digit",
+}
+_Name = Annotated[str, Field(pattern=_NAME)]
+_RunName = Annotated[str, Field(pattern=_RUN_NAME)]
 _Count = Annotated[int, Field(ge=1)]
 _Share = Annotated[float, Field(gt=0, lt=1)]
 _NonNegative = Annotated[float, Field(ge=0)]
@@ -747,7 +755,19 @@ def parse(cls, values: dict, source: str = "settings"):
     try:
         return pydantic.TypeAdapter(cls).validate_python(values)
     except pydantic.ValidationError as error:
-        lines = [_problem(problem) for problem in error.errors()]
+        problems = error.errors()
+        places = [problem["loc"] for problem in problems]
+        lines = [
+            _problem(problem)
+            for problem in problems
+            # A list whose items are all refused is told to be too short, too.
+            if problem["type"] != "too_short"
+            or not any(
+                len(place) > len(problem["loc"])
+                and place[: len(problem["loc"])] == problem["loc"]
+                for place in places
+            )
+        ]
         raise ConfigError("\n".join([f"{source}:", *lines])) from error
 
 
@@ -809,6 +829,8 @@ def _problem(problem):
     if problem["type"] == "unexpected_keyword_argument":
         return f"  {place}: is not a setting; check the spelling."
     message = problem["msg"].removeprefix("Value error, ")
+    if problem["type"] == "string_pattern_mismatch":
+        message = f"may hold only {_LOOKS[problem['ctx']['pattern']]}"
     received = repr(problem["input"])
     if problem["type"] == "value_error" or len(received) > 80:
         return f"  {place}: {message}"

@@ -122,3 +122,23 @@ def test_shipped_configs_are_valid(path):
 def test_fingerprint_changes_with_any_setting(clinic_spec):
     changed = dataclasses.replace(clinic_spec, lookback=29)
     assert config.fingerprint(clinic_spec) != config.fingerprint(changed)
+
+
+def test_names_are_refused_in_words_and_once():
+    values = {"name": "mine", "data": "spec.yaml"}
+    with pytest.raises(ConfigError) as caught:
+        config.parse(RunConfig, values | {"name": "my run"})
+    assert str(caught.value).splitlines()[1:] == [
+        "  name: may hold only letters from a to z, digits and _ . -, and "
+        "begin with a letter or digit. Received: 'my run'."
+    ]
+    task = {"name": "1st task", "column": "visits"}
+    with pytest.raises(ConfigError) as caught:
+        config.parse(DatasetSpec, {"tasks": [task]})
+    (line,) = [x for x in str(caught.value).splitlines() if "tasks" in x]
+    assert line == (
+        "  tasks.0.name: may hold only letters from a to z, digits and _, and "
+        "begin with no digit. Received: '1st task'."
+    )
+    with pytest.raises(ConfigError, match="tasks: Tuple should have at least"):
+        config.parse(DatasetSpec, {"tasks": []})
