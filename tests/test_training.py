@@ -13,6 +13,7 @@ from tables import SMALL_MODEL, SMALL_TRAINING
 
 from m2m_tf import config, files, training
 from m2m_tf.data.dataset import ForecastData
+from m2m_tf.models import build_model
 from m2m_tf.models.forecast_model import ForecastModel
 
 TESTS = pathlib.Path(__file__).parent
@@ -264,6 +265,33 @@ def test_diverging_training_says_what_to_change(clinic_data, tmp_path):
     settings = dataclasses.replace(SMALL_TRAINING, learning_rate=1e6, epochs=1)
     with pytest.raises(training.TrainingError, match="Lower `learning_rate`"):
         training.train(clinic_data, SMALL_MODEL, settings, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["m2m", "cgc"])
+def test_first_steps_at_the_papers_learning_rate_are_no_leaps(
+    clinic_data, name
+):
+    """F holds 5,531 numbers; views were 5 times as large after two steps."""
+    keras.utils.set_random_seed(1)
+    settings = config.ModelSettings(name=name, view_dim=16, knowledge_dim=8)
+    preprocessor = clinic_data.preprocessor
+    model = build_model(
+        preprocessor.model_inputs,
+        settings,
+        preprocessor.statistics.label_means,
+    )
+    training.compile_model(
+        model, clinic_data, config.TRAINING_PRESETS["paper"], steps=100
+    )
+    layer = model.get_layer("expert_views")
+    assert layer.kernels[0].shape[-1] > 5000
+    views = keras.Model(model.inputs, layer.output)
+    batches = iter(clinic_data.train(32))
+    inputs, _ = next(batches)
+    first = np.std(views(inputs))
+    for _ in range(2):
+        model.train_on_batch(*next(batches))
+    assert 1 < np.std(views(inputs)) / first < 2
 
 
 def test_optimizer_has_the_settings_of_the_paper():
