@@ -192,8 +192,8 @@ def forecast(
         seed: Seeds the sampling of rows and columns.
         trees: LightGBM parameters that replace the default ones, or None.
         per_scenario: Whether each scenario gets trees of its own. One with
-            fewer than 200 training rows, or none to stop early by, takes the
-            trees of all scenarios.
+            fewer than 200 training rows, a task that is 0 in all of them, or
+            none to stop early by takes the trees of all scenarios.
 
     Returns:
         Dict of float64 arrays `[N, tasks]`, rows as in `test`:
@@ -280,7 +280,8 @@ def _by_scenario(train, validation, test):
     pooled = []
     for code in np.unique(test.scenario):
         own = [table.scenario == code for table in (train, validation, test)]
-        if own[0].sum() < _MIN_SCENARIO_ROWS or not own[1].any():
+        enough = own[0].sum() >= _MIN_SCENARIO_ROWS and own[1].any()
+        if not enough or not train.labels[own[0]].any(axis=0).all():
             pooled.append(code)
         else:
             yield (

@@ -154,3 +154,18 @@ def test_a_scenario_with_few_rows_takes_the_trees_of_all(spec, make_raw):
     pooled = lightgbm.forecast(spec, train, validation, test)
     own = lightgbm.forecast(spec, train, validation, test, per_scenario=True)
     np.testing.assert_array_equal(own["lightgbm"], pooled["lightgbm"])
+
+
+def test_a_scenario_without_a_label_takes_the_trees_of_all(spec, make_raw):
+    train = [make_raw(600, seed) for seed in range(2)]
+    validation, test = [make_raw(60, 10)], [make_raw(30, 11)]
+    scenario = test[0]["scenario"][0]
+    for raw in train:
+        raw["labels"] = raw["labels"].copy()
+        raw["labels"][raw["scenario"] == scenario, 0] = 0
+    first = test[0]["scenario"] == scenario
+    pooled = lightgbm.forecast(spec, train, validation, test)
+    own = lightgbm.forecast(spec, train, validation, test, per_scenario=True)
+    for name, values in own.items():
+        np.testing.assert_array_equal(values[first], pooled[name][first])
+    assert not np.allclose(own["lightgbm"][~first], pooled["lightgbm"][~first])
