@@ -22,8 +22,10 @@ def write_clinic_tables(
     """Writes panel, profile, scenarios and spec.yaml; returns the spec's path.
 
     Clinics × visit kinds: staff on duty and opening hours (behavior) lead to
-    visits, fees and open days (performance). `changes` replace keys of the
-    spec.
+    visits, fees and open days (performance). Who walks in finds the staff
+    that is there; visits of the other kinds follow appointments made a week
+    before, which a model may know (`known_future`). `changes` replace keys of
+    the spec.
     """
     folder.mkdir(parents=True, exist_ok=True)
     rng = np.random.default_rng(seed)
@@ -31,14 +33,22 @@ def write_clinic_tables(
     rows = []
     for entity in range(entities):
         size = rng.gamma(2.0, 2.0)
+        # Demand comes and goes, at each clinic in its own time.
+        wave = np.arange(-7, days) / 50 + rng.random()
+        demand = size * np.exp(0.6 * np.sin(2 * np.pi * wave))
         for kind, scenario in enumerate(SCENARIOS):
             if rng.random() < 0.15:
                 continue
+            booked = rng.poisson(demand)
             for day in range(days):
                 date = start + datetime.timedelta(days=day)
-                staff = rng.poisson(size) * (date.weekday() < 6)
-                visits = rng.poisson(0.6 * staff / (1 + kind))
-                if staff == 0 and visits == 0:
+                is_open = date.weekday() < 6
+                staff = rng.poisson(size) * is_open
+                # Made on this day, for the same weekday of next week.
+                appointments = booked[day + 7] * is_open
+                expected = 0.8 * booked[day] / kind if kind else 0.6 * staff
+                visits = rng.poisson(expected * is_open)
+                if not (staff or visits or appointments):
                     continue
                 rows.append(
                     {
@@ -50,7 +60,7 @@ def write_clinic_tables(
                         "visits": float(visits),
                         "fees": float(visits * rng.uniform(20, 60)),
                         "open_days": float(visits > 0),
-                        "appointments": float(rng.poisson(size)),
+                        "appointments": float(appointments),
                     }
                 )
     pl.DataFrame(rows).write_parquet(folder / "panel.parquet")

@@ -210,7 +210,7 @@ def forecast(
     ... ]
     >>> forecasts = forecast(data.spec, *batches)
     >>> forecasts["lightgbm"].shape
-    (27, 3)
+    (28, 3)
     """
     import_lightgbm()
     vocabularies = fit_vocabularies(spec, train)

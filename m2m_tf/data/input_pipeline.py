@@ -137,7 +137,7 @@ def count_samples(records: tf.data.Dataset, spec: DatasetSpec, cutoffs) -> int:
     Example:
 
     >>> count_samples(data.records, data.spec, data.splits.test)
-    27
+    28
     """
     blocks = _blocks(records, spec, cutoffs, _BLOCK)
     return int(
