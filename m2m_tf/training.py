@@ -25,6 +25,10 @@ from m2m_tf.optimizers import FusedAdam
 MODEL_FILE = "model.keras"
 HISTORY_FILE = "history.json"
 _BACKUP_FOLDER = "backup"
+_MEND = (
+    "Lower `learning_rate`, set `head_normalization` of the model, or the "
+    "tasks' `weight` to inverse_mean"
+)
 
 
 class TrainingError(RuntimeError):
@@ -191,6 +195,25 @@ def refit(
     return _train(data, model_settings, settings, pathlib.Path(folder), epochs)
 
 
+def find_concerns(history: Sequence[Mapping[str, float]]) -> list[str]:
+    """What speaks against a training that has left a model, in sentences.
+
+    Example:
+
+    >>> history = [{"loss": 3.0}, {"loss": math.inf}]
+    >>> for concern in find_concerns(history):
+    ...     print(concern)
+    The loss of epoch 2 was not finite, which ended the training; the model ...
+    """
+    if not history or math.isfinite(history[-1]["loss"]):
+        return []
+    return [
+        f"The loss of epoch {len(history)} was not finite, which ended the "
+        f"training; the model is that of epoch {1 + best_epoch(history)}. "
+        f"{_MEND}."
+    ]
+
+
 def best_epoch(history: Sequence[Mapping[str, float]]) -> int | None:
     """Index of the epoch with the lowest finite validation loss.
 
@@ -280,10 +303,11 @@ def _train_network(data, model_settings, settings, folder, epochs):
         )
     if not (folder / MODEL_FILE).exists():
         raise TrainingError(
-            "No epoch gave a finite loss. Lower `learning_rate`, "
-            "or set the tasks' `weight` to inverse_mean. Received: "
+            f"No epoch gave a finite loss. {_MEND}. Received: "
             f"learning_rate={settings.learning_rate}"
         )
+    for concern in find_concerns(record.history):
+        print(f"mind: {concern}")
     record.discard_backup()
     return record.history
 

@@ -267,6 +267,29 @@ def test_diverging_training_says_what_to_change(clinic_data, tmp_path):
         training.train(clinic_data, SMALL_MODEL, settings, tmp_path)
 
 
+def test_a_training_that_diverges_later_keeps_its_best_and_says_so(
+    clinic_data, tmp_path, monkeypatch, capsys
+):
+    def make_optimizer(settings, steps):
+        return keras.optimizers.Adam(
+            keras.optimizers.schedules.PiecewiseConstantDecay(
+                [steps // settings.epochs], [settings.learning_rate, 1e6]
+            )
+        )
+
+    monkeypatch.setattr(training, "make_optimizer", make_optimizer)
+    settings = dataclasses.replace(SMALL_TRAINING, epochs=3)
+    history = training.train(clinic_data, SMALL_MODEL, settings, tmp_path)
+    assert len(history) == 2
+    (concern,) = training.find_concerns(history)
+    assert "loss of epoch 2 was not finite" in concern
+    assert "model is that of epoch 1. Lower `learning_rate`" in concern
+    assert f"mind: {concern}" in capsys.readouterr().out
+    model = training.load_model(tmp_path)
+    assert all(np.isfinite(weight).all() for weight in model.weights)
+    assert training.find_concerns(history[:1]) == []
+
+
 @pytest.mark.parametrize("name", ["m2m", "cgc"])
 def test_first_steps_at_the_papers_learning_rate_are_no_leaps(
     clinic_data, name
