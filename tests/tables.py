@@ -1,5 +1,7 @@
 """Small tables in the data contract, outside advertising, and settings."""
 
+import datetime
+
 import numpy as np
 import polars as pl
 import tensorflow as tf
@@ -26,7 +28,8 @@ SMALL_TRAINING = TrainingSettings(batch_size=32, epochs=2)
 def write_accented_tables(folder, **changes):
     """The clinic tables with ids and attributes of all kinds of letters.
 
-    The first clinic and the first kind of visit lack their attributes.
+    The first clinic and the first kind of visit lack their attributes, and
+    the second clinic is shut for three weeks before the last test week.
     """
     spec_path = write_clinic_tables(folder, **changes)
     in_spanish = {
@@ -40,7 +43,15 @@ def write_accented_tables(folder, **changes):
         frame = frame.with_columns(
             pl.col(pl.String).str.replace_many(in_spanish)
         )
-        if "panel" not in name:
+        if "panel" in name:
+            last = pl.col("day").max() - pl.col("day")
+            shut = last.is_between(
+                datetime.timedelta(7), datetime.timedelta(27)
+            )
+            frame = frame.filter(
+                ~(shut & pl.col("clinic").str.ends_with("001"))
+            )
+        else:
             frame = frame.with_columns(
                 pl.when(pl.int_range(pl.len()) > 0).then(pl.col(column))
                 for column in frame.columns[1:]
