@@ -199,8 +199,7 @@ def _scan_files(paths, **options):
             f"{path}: tables are .parquet or .csv files, or folders of them. "
             f"Received: {path.suffix or 'no ending'}."
         )
-    # A folder's name may hold what a glob is made of.
-    options |= {"glob": False}
+    options["glob"] = False  # A folder's name may look like one.
     if path.suffix == ".parquet":
         frame = pl.scan_parquet(paths, hive_partitioning=False, **options)
     else:
