@@ -9,7 +9,7 @@ import polars as pl
 import tensorflow as tf
 from tqdm import tqdm
 
-from m2m_tf import evaluation, files, plots, report, tensorboard
+from m2m_tf import evaluation, files, plots, report, tensorboard, training
 from m2m_tf.baselines import naive_forecasts
 from m2m_tf.data import schema, windows
 from m2m_tf.data.dataset import ForecastData
@@ -362,6 +362,8 @@ def _write_report(data, model_name, metrics, figures, history, config, folder):
         },
         "Epochs trained": len(history),
     }
+    if concerns := training.find_concerns(history):
+        summary["Training"] = " ".join(concerns)
     if config.get("refit"):
         summary["Model to be exported"] = (
             "trained anew on all days, those of the test as well; what is "

@@ -1,4 +1,5 @@
 import dataclasses
+import html
 import os
 import pathlib
 import signal
@@ -13,6 +14,7 @@ from tables import SMALL_MODEL, SMALL_TRAINING
 
 from m2m_tf import config, files, training
 from m2m_tf.data.dataset import ForecastData
+from m2m_tf.evaluation_run import evaluate_run
 from m2m_tf.models import build_model
 from m2m_tf.models.forecast_model import ForecastModel
 
@@ -288,6 +290,16 @@ def test_a_training_that_diverges_later_keeps_its_best_and_says_so(
     model = training.load_model(tmp_path)
     assert all(np.isfinite(weight).all() for weight in model.weights)
     assert training.find_concerns(history[:1]) == []
+    evaluate_run(
+        clinic_data,
+        model,
+        history,
+        tmp_path,
+        config={"model": {}, "training": {}},
+        data_fingerprint={},
+    )
+    told = html.unescape((tmp_path / "report.html").read_text("utf-8"))
+    assert concern in told
 
 
 @pytest.mark.parametrize("name", ["m2m", "cgc"])
