@@ -205,12 +205,14 @@ def find_concerns(history: Sequence[Mapping[str, float]]) -> list[str]:
     ...     print(concern)
     The loss of epoch 2 was not finite, which ended the training; the model ...
     """
-    if not history or math.isfinite(history[-1]["loss"]):
+    best = best_epoch(history)
+    # The mean history of an ensemble may have no finite epoch, though each
+    # member has one; its members have told of themselves.
+    if best is None or math.isfinite(history[-1]["loss"]):
         return []
     return [
         f"The loss of epoch {len(history)} was not finite, which ended the "
-        f"training; the model is that of epoch {1 + best_epoch(history)}. "
-        f"{_MEND}."
+        f"training; the model is that of epoch {1 + best}. {_MEND}."
     ]
 
 

@@ -290,6 +290,7 @@ def test_a_training_that_diverges_later_keeps_its_best_and_says_so(
     model = training.load_model(tmp_path)
     assert all(np.isfinite(weight).all() for weight in model.weights)
     assert training.find_concerns(history[:1]) == []
+    assert training.find_concerns(history[1:]) == []
     evaluate_run(
         clinic_data,
         model,
