@@ -179,7 +179,8 @@ class DatasetSpec:
         horizon: Days predicted.
         stride: Days between two cutoffs.
         activity: Column that must be non-zero on some day of the lookback for
-            an (entity, scenario, cutoff) to become a sample; None keeps all.
+            an (entity, scenario, cutoff) to become a sample; None: any value
+            column, on any day up to the cutoff.
         cross_scenario_totals: Whether sequences also carry the entity's
             totals over all scenarios.
         split: Shares of the cutoffs, or dates.
@@ -216,9 +217,13 @@ class DatasetSpec:
     description: str = ""
 
     def __post_init__(self):
+        # It imports this module.
+        from m2m_tf.data import schema
+
         keys = (self.entity, self.scenario, self.date)
         _require_unique("key and value columns", keys + self.value_columns)
-        _require_unique("task names", tuple(t.name for t in self.tasks))
+        _require_unique("task names", self.task_names)
+        schema.require_distinct_names(self)
         for task in self.tasks:
             if task.column not in self.performance:
                 raise ValueError(

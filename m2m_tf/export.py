@@ -21,7 +21,6 @@ from m2m_tf.data import schema
 from m2m_tf.features import Preprocessor
 from m2m_tf.forecast import LOWER, MEDIAN, UPPER, has_shape
 from m2m_tf.models import ForecastModel
-from m2m_tf.signatures import output_name
 from m2m_tf.versions import next_version
 
 EXTRA_FOLDER = "assets.extra"
@@ -187,7 +186,7 @@ def _describe_outputs(model, spec):
             "upper": f"quantile {UPPER}",
         }
     return {
-        output_name(task, part): f"{text} of {task} over the horizon"
+        schema.output_name(task, part): f"{text} of {task} over the horizon"
         for task in spec.task_names
         for part, text in parts.items()
     }

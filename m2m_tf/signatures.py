@@ -74,7 +74,7 @@ def make_signatures(
     def forecast(raw):
         outputs = model(preprocessor(raw), training=False)
         return {
-            output_name(task.name, part): values
+            schema.output_name(task.name, part): values
             for task, whole in zip(spec.tasks, whole_labels, strict=True)
             for part, values in task_forecasts(
                 outputs[task.name], task, whole
@@ -113,17 +113,6 @@ def make_signatures(
             tf.TensorSpec([None], tf.string, name=REGRESS_INPUT),
         )
     return signatures
-
-
-def output_name(task_name: str, part: str) -> str:
-    """Name of a signature's output; a task's mean bears the task's name.
-
-    Example:
-
-    >>> output_name("clicks", "mean"), output_name("clicks", "upper")
-    ('clicks', 'clicks_upper')
-    """
-    return task_name if part == "mean" else f"{task_name}_{part}"
 
 
 def default_values(spec: DatasetSpec) -> dict[str, np.ndarray]:

@@ -14,7 +14,12 @@ import keras
 import tensorflow as tf
 
 from m2m_tf import files, tensorboard
-from m2m_tf.config import ModelSettings, TrainingSettings
+from m2m_tf.config import (
+    ModelSettings,
+    TrainingSettings,
+    fingerprint,
+    to_values,
+)
 from m2m_tf.data.dataset import ForecastData
 from m2m_tf.losses import joint_hurdle, joint_poisson
 from m2m_tf.metrics import CellMetrics
@@ -24,7 +29,9 @@ from m2m_tf.optimizers import FusedAdam
 
 MODEL_FILE = "model.keras"
 HISTORY_FILE = "history.json"
+_SETTINGS_FILE = "settings.json"
 _BACKUP_FOLDER = "backup"
+_BACKUPS = "[0-9]*.weights.h5"
 _MEND = (
     "Lower `learning_rate`, set `head_normalization` of the model, or the "
     "tasks' `weight` to inverse_mean"
@@ -116,15 +123,17 @@ def train(
         data: Prepared data.
         model_settings: What is trained.
         settings: How it is trained.
-        folder: Gets `model.keras`, `history.json` and TensorBoard logs; of
-            an ensemble each member also has a folder of its own with these.
+        folder: Gets `model.keras`, `history.json`, `settings.json` and
+            TensorBoard logs; of an ensemble each member also has a folder of
+            its own with these.
 
     Returns:
         One dict of losses and metrics per epoch; of an ensemble the members'
         means.
 
     Raises:
-        TrainingError: If no epoch gave a finite loss.
+        TrainingError: If no epoch gave a finite loss, or `folder` holds a
+            training by other settings or of other data.
 
     Example:
 
@@ -167,8 +176,8 @@ def refit(
 
     Raises:
         ValueError: If `data` holds days out.
-        FileNotFoundError: If `trained` holds no finished training.
-        TrainingError: If no epoch gave a finite loss.
+        FileNotFoundError: If `trained` holds no training.
+        TrainingError: If that one is not finished, or as `train`.
 
     Example:
 
@@ -188,10 +197,7 @@ def refit(
             f"{len(data.splits.validation)} validation cutoffs"
         )
     places = _places(pathlib.Path(trained), settings.members)
-    epochs = [
-        1 + best_epoch(files.read_json(place / HISTORY_FILE))
-        for place in places
-    ]
+    epochs = [1 + _best_of_finished(place) for place in places]
     return _train(data, model_settings, settings, pathlib.Path(folder), epochs)
 
 
@@ -233,6 +239,15 @@ def best_epoch(history: Sequence[Mapping[str, float]]) -> int | None:
     return min(scores, key=scores.__getitem__, default=None)
 
 
+def _best_of_finished(folder):
+    best = best_epoch(files.read_json(folder / HISTORY_FILE))
+    if best is None or any((folder / _BACKUP_FOLDER).glob(_BACKUPS)):
+        raise TrainingError(
+            f"{folder}: holds no finished training. Train it to its end first."
+        )
+    return best
+
+
 def _places(folder, members):
     """Folders of the networks that a model is made of."""
     if members == 1:
@@ -242,6 +257,7 @@ def _places(folder, members):
 
 def _train(data, model_settings, settings, folder, epochs):
     """`train`, each network for a number of epochs of its own."""
+    _claim(folder, data, model_settings, settings, epochs)
     if settings.members == 1:
         return _train_network(data, model_settings, settings, folder, epochs[0])
     places = _places(folder, settings.members)
@@ -260,6 +276,31 @@ def _train(data, model_settings, settings, folder, epochs):
         ensemble([load_model(place) for place in places]).save(path)
     files.write_json(folder / HISTORY_FILE, history)
     return history
+
+
+def _claim(folder, data, model_settings, settings, epochs):
+    """Notes what is trained in a folder, unless it is something else's."""
+    spec = to_values(data.spec)
+    # Where the tables lie is of no concern.
+    for table in ("panel", "profile", "scenarios"):
+        del spec[table]
+    ours = {
+        "data": fingerprint(
+            spec, dataclasses.asdict(data.preprocessor.statistics)
+        ),
+        "model": to_values(model_settings),
+        "training": to_values(settings),
+        "epochs": epochs,
+    }
+    path = folder / _SETTINGS_FILE
+    theirs = files.read_json(path) if path.exists() else {}
+    if theirs != ours and (theirs or (folder / HISTORY_FILE).exists()):
+        differing = [key for key in ours if ours[key] != theirs.get(key)]
+        raise TrainingError(
+            f"{folder}: holds another training. Give another folder, or "
+            f"remove this one. It differs in: {', '.join(differing)}."
+        )
+    files.write_json(path, ours)
 
 
 def _train_network(data, model_settings, settings, folder, epochs):
@@ -421,12 +462,7 @@ class RunRecord(keras.callbacks.Callback):
             self.model.stop_training = True
 
     def _backups(self):
-        folder = self._folder / _BACKUP_FOLDER
-        return [
-            path
-            for path in folder.glob("*.weights.h5")
-            if not path.name.startswith(".")
-        ]
+        return (self._folder / _BACKUP_FOLDER).glob(_BACKUPS)
 
     def _has_waited(self):
         best = self.best_epoch()

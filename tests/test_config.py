@@ -58,6 +58,28 @@ def test_table_paths_are_relative_to_the_spec(tmp_path):
             {"scenario_columns": {"numeric": ["fee.share", "fee_share"]}},
             r"scenario_columns: .*attribute columns, with _ .*\['fee_share'\]",
         ),
+        (
+            {"behavior": ["staff", "total_visits"]},
+            r"called as totals over scenarios are; .*\['total_visits'\]",
+        ),
+        (
+            {
+                "tasks": [
+                    {"name": "visits", "column": "visits"},
+                    {"name": "visits_lower", "column": "fees"},
+                ]
+            },
+            r"Tasks may not be .*other columns of a forecast.*'visits_lower'",
+        ),
+        (
+            {"tasks": [{"name": "cutoff", "column": "visits"}]},
+            r"Tasks may not be .*other columns of a forecast.*'cutoff'",
+        ),
+        ({"entity": "visits_upper"}, r"Keys may not be .*'visits_upper'"),
+        (
+            {"profile_columns": {"categorical": ["town", "clinic"]}},
+            r"Attribute columns may not be .* the key of .*\['clinic'\]",
+        ),
     ],
 )
 def test_wrong_spec_is_rejected_with_its_place(tmp_path, changes, message):

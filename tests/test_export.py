@@ -22,7 +22,6 @@ from m2m_tf.export import (
 )
 from m2m_tf.forecast import task_forecasts
 from m2m_tf.model_card import format_card
-from m2m_tf.signatures import output_name
 
 # Loads the model where m2m_tf cannot be imported.
 SCRIPT = """
@@ -84,7 +83,7 @@ def test_fresh_process_without_the_library_agrees(
     for task, is_whole in zip(clinic_data.spec.tasks, whole, strict=True):
         output = outputs[task.name]
         for part, values in task_forecasts(output, task, is_whole).items():
-            name = output_name(task.name, part)
+            name = schema.output_name(task.name, part)
             for signature in "ab":
                 np.testing.assert_allclose(
                     got[f"{signature}_{name}"], values, rtol=1e-5, atol=1e-6

@@ -2,6 +2,7 @@ import dataclasses
 import html
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -261,6 +262,43 @@ def test_refit_wants_all_days(clinic_data, trained, tmp_path):
             clinic_data, SMALL_MODEL, SMALL_TRAINING, trained[0], tmp_path
         )
     assert not list(tmp_path.iterdir())
+
+
+def test_refit_wants_a_finished_training(prepared, trained, tmp_path):
+    folder = tmp_path / "killed"
+    shutil.copytree(trained[0], folder)
+    _, records, data = prepared
+    all_days = ForecastData.prepare(data.spec, records, holdout=False)
+
+    def refit():
+        training.refit(
+            all_days, SMALL_MODEL, SMALL_TRAINING, folder, tmp_path / "refit"
+        )
+
+    backup = folder / "backup" / "0001.weights.h5"
+    backup.touch()
+    with pytest.raises(training.TrainingError, match="no finished training"):
+        refit()
+    backup.unlink()
+    (folder / "history.json").unlink()
+    with pytest.raises(FileNotFoundError, match="history.json"):
+        refit()
+
+
+def test_the_folder_of_another_training_is_refused(
+    clinic_data, trained, tmp_path
+):
+    folder = tmp_path / "used"
+    shutil.copytree(trained[0], folder)
+    model = (folder / "model.keras").read_bytes()
+    wider = dataclasses.replace(SMALL_MODEL, view_dim=16)
+    with pytest.raises(training.TrainingError, match=r"used: .*in: model\."):
+        training.train(clinic_data, wider, SMALL_TRAINING, folder)
+    # Of a version that did not note what it trained.
+    (folder / "settings.json").unlink()
+    with pytest.raises(training.TrainingError, match="holds another training"):
+        training.train(clinic_data, SMALL_MODEL, SMALL_TRAINING, folder)
+    assert (folder / "model.keras").read_bytes() == model
 
 
 def test_diverging_training_says_what_to_change(clinic_data, tmp_path):

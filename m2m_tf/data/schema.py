@@ -34,6 +34,9 @@ PROFILE_FEATURES = "profile_features"
 DENSE_FEATURES = "dense_features"
 LOG_HISTORY = "log_history"
 
+# What is told of a task, in order; all but the mean need a distribution.
+FORECAST_PARTS = ("mean", "median", "lower", "upper")
+
 # Index that categorical values not seen in training fall to.
 OUT_OF_VOCABULARY = 0
 
@@ -222,6 +225,74 @@ def record_tensors(spec: DatasetSpec) -> dict[str, Tensor]:
         },
         **attribute_tensors(spec.profile_columns, PROFILE_PREFIX),
     }
+
+
+def output_name(task_name: str, part: str) -> str:
+    """Name of what is told of a task; its mean bears the task's own name.
+
+    Args:
+        task_name: Name of the task.
+        part: One of `FORECAST_PARTS`.
+
+    Example:
+
+    >>> output_name("clicks", "mean"), output_name("clicks", "upper")
+    ('clicks', 'clicks_upper')
+    """
+    return task_name if part == "mean" else f"{task_name}_{part}"
+
+
+def require_distinct_names(spec: DatasetSpec) -> None:
+    """Refuses a spec in which two things would bear one name.
+
+    Raises:
+        ValueError: If a column is called as the total of another one is, a
+            task as another task's median or bound or as a column of keys, or
+            a key is an attribute as well.
+
+    Example:
+
+    >>> require_distinct_names(data.spec)
+    """
+    for names in (spec.behavior, spec.performance):
+        _refuse(
+            "Columns of the panel",
+            set(spec.value_columns)
+            & set(_with_totals(spec, names)[len(names) :]),
+            "as totals over scenarios are; rename them in the table and here",
+        )
+    keys = (spec.entity, spec.scenario, SCENARIO, CUTOFF)
+    made = [
+        output_name(task, part)
+        for task in spec.task_names
+        for part in FORECAST_PARTS[1:]
+    ]
+    _refuse(
+        "Tasks",
+        set(spec.task_names) & {*made, *keys},
+        "as other columns of a forecast are; give them other names",
+    )
+    _refuse(
+        "Keys",
+        {spec.entity, spec.scenario} & {*made, CUTOFF},
+        "as columns of a forecast are; rename them in the tables and here",
+    )
+    for key, columns in (
+        (spec.entity, spec.profile_columns),
+        (spec.scenario, spec.scenario_columns),
+    ):
+        _refuse(
+            "Attribute columns",
+            {key} & set(columns.names),
+            "as the key of their table is; leave them out",
+        )
+
+
+def _refuse(what, names, why):
+    if names:
+        raise ValueError(
+            f"{what} may not be called {why}. Received: {sorted(names)}."
+        )
 
 
 def _with_totals(spec, names):

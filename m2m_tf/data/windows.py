@@ -176,7 +176,7 @@ def stack_series(spec: DatasetSpec, records: dict) -> dict:
 
 
 def active_samples(spec: DatasetSpec, series: dict, cutoffs) -> tf.Tensor:
-    """The samples that meet `spec.activity`.
+    """The samples that meet `spec.activity`; nothing after a cutoff decides.
 
     Args:
         spec: The dataset spec.
@@ -197,16 +197,19 @@ def active_samples(spec: DatasetSpec, series: dict, cutoffs) -> tf.Tensor:
     cutoffs = tf.convert_to_tensor(cutoffs, tf.int32)
     values = series[schema.VALUES]
     if spec.activity is None:
-        active = tf.ones([tf.shape(values)[0], tf.size(cutoffs)], tf.bool)
+        # A series is there because something happened in it, perhaps only
+        # after the cutoff. To count it sooner would tell of the future.
+        first = tf.zeros_like(cutoffs)
     else:
-        (column,) = _columns(spec, [spec.activity])
-        # Days with activity before each day, so that windows are differences.
-        days = tf.cumsum(tf.cast(values[..., column] != 0, tf.int32), axis=1)
-        days = tf.pad(days, [[0, 0], [1, 0]])
+        values = tf.gather(values, _columns(spec, [spec.activity]), axis=-1)
         first = tf.maximum(cutoffs + 1 - spec.lookback, 0)
-        active = tf.gather(days, cutoffs + 1, axis=1) > tf.gather(
-            days, first, axis=1
-        )
+    # Days with activity before each day, so that windows are differences.
+    active = tf.reduce_any(values != 0, axis=-1)
+    days = tf.cumsum(tf.cast(active, tf.int32), axis=1)
+    days = tf.pad(days, [[0, 0], [1, 0]])
+    active = tf.gather(days, cutoffs + 1, axis=1) > tf.gather(
+        days, first, axis=1
+    )
     index = tf.cast(tf.where(active), tf.int32)
     return tf.stack([index[:, 0], tf.gather(cutoffs, index[:, 1])], axis=1)
 

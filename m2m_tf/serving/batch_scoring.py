@@ -21,7 +21,7 @@ from m2m_tf import files
 from m2m_tf.config import DatasetSpec, fingerprint
 from m2m_tf.data import panel, schema, windows
 from m2m_tf.export import CONTRACT_FILE, make_contract
-from m2m_tf.signatures import PREDICT, output_name
+from m2m_tf.signatures import PREDICT
 from m2m_tf.versions import latest_version
 
 # Rows of a call of the model.
@@ -322,8 +322,8 @@ def _in_task_order(outputs, task_names):
     return [
         name
         for task in task_names
-        for part in ("mean", "median", "lower", "upper")
-        if (name := output_name(task, part)) in outputs
+        for part in schema.FORECAST_PARTS
+        if (name := schema.output_name(task, part)) in outputs
     ]
 
 

@@ -24,7 +24,6 @@ from m2m_tf.export import CONTRACT_FILE, EVALUATED_FOLDER, EXTRA_FOLDER
 from m2m_tf.signatures import (
     PREDICT,
     PREDICT_ALL_SCENARIOS,
-    output_name,
     serialize_example,
 )
 from m2m_tf.versions import latest_version, next_version, versions_of
@@ -246,7 +245,7 @@ def _forecast_test_rows(versions, data):
                 **{name: tf.constant(x) for name, x in inputs.items()}
             )
             row[key] = _columns(told, spec, "mean")
-            if output_name(spec.task_names[0], "median") in told:
+            if schema.output_name(spec.task_names[0], "median") in told:
                 row[key + evaluation.MEDIAN_SUFFIX] = _columns(
                     told, spec, "median"
                 )
@@ -263,7 +262,10 @@ def _forecast_test_rows(versions, data):
 
 def _columns(told, spec, part):
     return np.concatenate(
-        [told[output_name(task, part)].numpy() for task in spec.task_names],
+        [
+            told[schema.output_name(task, part)].numpy()
+            for task in spec.task_names
+        ],
         axis=1,
     )
 

@@ -142,29 +142,46 @@ def test_short_history_is_padded_in_front(clinic_spec, record):
     )
 
 
-@pytest.mark.parametrize("activity", ["visits", None])
-def test_active_samples_equal_a_slow_reference(clinic_spec, activity):
-    spec = dataclasses.replace(clinic_spec, activity=activity)
+@pytest.fixture(params=["visits", None])
+def rare(request, clinic_spec):
+    """A spec, and records of so few active days that many windows have none."""
+    spec = dataclasses.replace(clinic_spec, activity=request.param)
     records = list(itertools.islice(panel.iter_records(spec), 4))
-    column = spec.value_columns.index("visits")
     rng = np.random.default_rng(0)
     for record in records:
-        # Days of activity are so rare that many windows have none.
-        record[schema.VALUES] = record[schema.VALUES].copy()
-        days = record[schema.VALUES][..., column]
-        days[...] = rng.random(days.shape) < 0.03
+        values = np.zeros_like(record[schema.VALUES])
+        values[rng.random(values.shape) < 0.02] = 1
+        record[schema.VALUES] = values
+    return spec, records
+
+
+def test_active_samples_equal_a_slow_reference(rare):
+    spec, records = rare
+    column = spec.value_columns.index("visits")
     cutoffs = [3, 20, 41, 55]
     expected = []
     series = [values for record in records for values in record[schema.VALUES]]
     for index, values in enumerate(series):
         for cutoff in cutoffs:
-            first = max(cutoff - spec.lookback + 1, 0)
-            if activity is None or values[first : cutoff + 1, column].any():
+            if spec.activity:
+                first = max(cutoff - spec.lookback + 1, 0)
+                seen = values[first : cutoff + 1, column]
+            else:
+                seen = values[: cutoff + 1]
+            if seen.any():
                 expected.append([index, cutoff])
     got = windows.active_samples(spec, series_of(spec, *records), cutoffs)
     np.testing.assert_array_equal(got, expected)
-    if activity:
-        assert 0 < len(expected) < len(series) * len(cutoffs)
+    assert 0 < len(expected) < len(series) * len(cutoffs)
+
+
+def test_nothing_after_the_cutoff_makes_a_sample(rare):
+    spec, records = rare
+    before = windows.active_samples(spec, series_of(spec, *records), [10])
+    for record in records:
+        record[schema.VALUES][:, 11:] = 1
+    after = windows.active_samples(spec, series_of(spec, *records), [10])
+    np.testing.assert_array_equal(before, after)
 
 
 def test_samples_of_several_records_keep_to_their_own(clinic_spec):
