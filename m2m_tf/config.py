@@ -13,7 +13,7 @@ import json
 import os
 import pathlib
 import re
-from typing import Annotated, Literal
+from typing import Annotated, Literal, get_args
 
 import pydantic
 import yaml
@@ -35,6 +35,9 @@ _Count = Annotated[int, Field(ge=1)]
 _Share = Annotated[float, Field(gt=0, lt=1)]
 _NonNegative = Annotated[float, Field(ge=0)]
 _Positive = Annotated[float, Field(gt=0)]
+_Network = Literal[
+    "m2m", "single_task", "shared_bottom", "cross_stitch", "mmoe", "mran", "cgc"
+]
 _INPUT_NAME = re.compile(r"[A-Za-z0-9_./-]+")
 
 
@@ -283,8 +286,8 @@ class ModelSettings:
     `k` (num_experts) and `L` (num_tower_layers) are not given in the paper.
 
     Args:
-        name: Key of `m2m_tf.models.BUILDERS`. Rivals of M2M take the settings
-            that they have a use for.
+        name: Which model. Rivals of M2M take the settings that they have a use
+            for.
         embedding_dim: Width of each column's embedding (paper: 16).
         num_heads: Attention heads of the transformer layer (paper: 2).
         pooling: How a sequence becomes a vector (eq. 5).
@@ -319,7 +322,7 @@ class ModelSettings:
     4
     """
 
-    name: str = "m2m"
+    name: _Network = "m2m"
     embedding_dim: _Count = 16
     num_heads: _Count = 2
     pooling: Literal["flatten", "mean", "last", "attention"] = "flatten"
@@ -563,18 +566,7 @@ class RunConfig:
         return parse(cls, values, source=str(path))
 
 
-NETWORKS = {
-    name: {"name": name}
-    for name in (
-        "m2m",
-        "single_task",
-        "shared_bottom",
-        "cross_stitch",
-        "mmoe",
-        "mran",
-        "cgc",
-    )
-}
+NETWORKS = {name: {"name": name} for name in get_args(_Network)}
 # The paper's ablations (section 5.3.1).
 ABLATIONS = {
     "m2m_without_meta_tower": {"name": "m2m", "meta_tower": False},
@@ -633,7 +625,9 @@ class StudyConfig:
     seeds: Annotated[tuple[int, ...], Field(min_length=1)] = (0, 1, 2, 3, 4)
     search: tuple[dict, ...] = ()
     tree_search: tuple[dict, ...] = ()
-    sweeps: dict[str, tuple[int, ...]] = Field(default_factory=dict)
+    sweeps: dict[str, tuple[bool | int | float | str | None, ...]] = Field(
+        default_factory=dict
+    )
 
     def __post_init__(self):
         known = [*NETWORKS, *ABLATIONS, *TREES]
@@ -651,14 +645,28 @@ class StudyConfig:
                     "`sweeps` must name model settings, or lookback. "
                     f"Received: {name!r}."
                 )
+            for value in self.sweeps[name]:
+                self._check_swept(name, value)
         for changes in self.search:
             self.changed(changes)
 
-    def changed(self, changes: dict) -> tuple[ModelSettings, TrainingSettings]:
+    def _check_swept(self, name, value):
+        if name != "lookback":
+            self.changed({"model": {name: value}}, place="sweeps")
+        elif type(value) is not int or value < 1:
+            raise ValueError(
+                "Values of `lookback` must be whole numbers, 1 at least. "
+                f"Received: {value!r}."
+            )
+
+    def changed(
+        self, changes: dict, place: str = "search"
+    ) -> tuple[ModelSettings, TrainingSettings]:
         """Model and training settings with some of them replaced.
 
         Args:
             changes: `{"model": {...}, "training": {...}}`, both optional.
+            place: Key of the config that they stand at, for errors.
 
         Raises:
             ConfigError: If a changed setting does not exist or is wrong.
@@ -666,14 +674,14 @@ class StudyConfig:
         unknown = sorted(set(changes) - {"model", "training"})
         if unknown:
             raise ConfigError(
-                "`search` holds changes of `model` and `training`. Received: "
+                f"`{place}` holds changes of `model` and `training`. Received: "
                 f"{unknown}."
             )
         return tuple(
             parse(
                 type(settings),
                 to_values(settings) | changes.get(key, {}),
-                f"search: {key}",
+                f"{place}: {key}",
             )
             for key, settings in (
                 ("model", self.model),

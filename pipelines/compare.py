@@ -114,6 +114,8 @@ class _Study:
     def compare(self):
         config = self.config
         datasets = [_Dataset(self, label) for label in config.data]
+        for dataset in datasets:
+            dataset.require_unchanged()
         chosen = {}
         for model in config.models:
             chosen[model] = self._search(datasets[0], model)
@@ -127,6 +129,7 @@ class _Study:
         values = self.config.sweeps[setting]
         label = next(iter(self.config.data))
         dataset = _Dataset(self, label)
+        dataset.require_unchanged()
         datasets = dict.fromkeys(values, dataset)
         if setting == "lookback":
             datasets = {
@@ -135,13 +138,11 @@ class _Study:
             }
             for swept in datasets.values():
                 swept.load_spec()  # Refused before the search's trainings.
+        dataset.prepare()  # The page tells of it, whatever is swept.
         changes = self._search(dataset, "m2m")
         for seed in self.config.seeds:
             for value in values:
-                merged = changes
-                if setting != "lookback":
-                    model = changes.get("model", {}) | {setting: value}
-                    merged = changes | {"model": model}
+                merged = _swept_changes(changes, setting, value)
                 name = self._sweep_name(setting, value)
                 self._score(datasets[value], "m2m", merged, seed, name)
 
@@ -166,29 +167,36 @@ class _Study:
                 continue
             found = {}
             for model, changes in chosen.items():
-                rows = [
-                    _read(dataset.path(model, self._key(model, changes), seed))
-                    for seed in self.config.seeds
-                ]
-                if any(rows):
-                    found[model] = [row for row in rows if row]
+                key = self._key(model, changes)
+                if rows := self._finished(dataset, model, key):
+                    found[model] = rows
             datasets[label] = {
                 "labels": files.read_json(dataset.folder / LABELS_FILE),
                 "models": found,
             }
-        sweeps = {
-            setting: self._swept(first, setting, chosen.get("m2m", {}))
-            for setting in self.config.sweeps
-        }
+        sweeps = {}
+        trials = self._tried(first, "m2m")
+        if all(trial["result"] for trial in trials):
+            sweeps = {
+                setting: self._swept(first, setting, _best(trials))
+                for setting in self.config.sweeps
+            }
         return {"search": search, "datasets": datasets, "sweeps": sweeps}
 
     def _swept(self, dataset, setting, changes):
-        rows = {}
+        """Finished runs of each value of a sweep."""
+        found = {}
         for value in self.config.sweeps[setting]:
             name = self._sweep_name(setting, value)
-            found = sorted(dataset.folder.glob(f"{name}-*-seed*.json"))
-            rows[value] = [files.read_json(path) for path in found]
-        return rows
+            key = self._key("m2m", _swept_changes(changes, setting, value))
+            found[value] = self._finished(dataset, name, key)
+        return found
+
+    def _finished(self, dataset, name, key):
+        rows = [
+            _read(dataset.path(name, key, seed)) for seed in self.config.seeds
+        ]
+        return [row for row in rows if row]
 
     def _sweep_name(self, setting, value):
         name = f"sweep_{setting}_{value}"
@@ -378,6 +386,33 @@ class _Dataset:
             return self._source
         return self.work / "tables" / "spec.yaml"
 
+    def require_unchanged(self) -> None:
+        """Refuses to add to results of other data.
+
+        Raises:
+            StudyError: If the files that are there tell of other data.
+        """
+        labels = _read(self.folder / LABELS_FILE)
+        if labels is None:
+            return
+        before, now = labels["data"], self._data()
+        if before == now and isinstance(self._source, pathlib.Path):
+            before = labels["fingerprint"]
+            now = table_fingerprints(self._source)
+        if before != now:
+            raise StudyError(
+                f"{self.folder}: holds results of other data. Give the study "
+                "or its data another name, or remove the folder and "
+                f"{self.work}. Received: {_differing(now, before)} instead of "
+                f"{_differing(before, now)}."
+            )
+
+    def _data(self):
+        """What the study's config says of the data, as plain values."""
+        if isinstance(self._source, pathlib.Path):
+            return self._source.name
+        return to_values(self._source)
+
     def load_spec(self) -> DatasetSpec:
         """The spec, with this lookback, of tables made at the first call.
 
@@ -479,9 +514,7 @@ class _Dataset:
             ).tolist()
         del self._samples["train"]
         values = {
-            "data": self._source.name
-            if isinstance(self._source, pathlib.Path)
-            else to_values(self._source),
+            "data": self._data(),
             "fingerprint": table_fingerprints(self.spec_path),
             "description": data.spec.description,
             "tasks": list(data.spec.task_names),
@@ -497,6 +530,13 @@ class _Dataset:
             },
         }
         files.write_compact_json(path, values)
+
+
+def _differing(values, others):
+    """The part of plain values that others do not have."""
+    if not isinstance(values, dict) or not isinstance(others, dict):
+        return values
+    return {k: v for k, v in values.items() if others.get(k) != v}
 
 
 def _active(spec, raw, days):
@@ -558,6 +598,13 @@ def _changed(settings, unused=()):
         for key, value in to_values(settings).items()
         if value != defaults[key] and key not in unused
     }
+
+
+def _swept_changes(changes, setting, value):
+    """Changes of a study's settings with one value of a sweep."""
+    if setting == "lookback":
+        return changes  # Which is the dataset's.
+    return changes | {"model": changes.get("model", {}) | {setting: value}}
 
 
 def _best(trials):

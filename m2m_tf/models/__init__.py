@@ -51,9 +51,6 @@ def build_model(
         settings: Which builder, and its arguments.
         label_means: Mean training label of each task, or None.
 
-    Raises:
-        ValueError: If `settings.name` is no known builder.
-
     Example:
 
     >>> settings = ModelSettings(name="mmoe", view_dim=16)
@@ -61,11 +58,6 @@ def build_model(
     >>> list(model.output)
     ['visits', 'fees', 'open']
     """
-    if settings.name not in BUILDERS:
-        raise ValueError(
-            f"`name` must be one of {sorted(BUILDERS)}. "
-            f"Received: name={settings.name!r}"
-        )
     arguments = dataclasses.asdict(settings)
     for name in unused_settings(settings.name):
         del arguments[name]

@@ -165,6 +165,65 @@ def test_swept_lookbacks_are_scored_on_the_same_samples(config, folders):
         assert 0.5 * np.sum(base[name]) < np.sum(values) < np.sum(base[name])
 
 
+@pytest.mark.slow
+def test_a_sweep_may_come_first(config, tmp_path):
+    alone = dataclasses.replace(config, search=(), seeds=(0,))
+    page = run_study(
+        alone, tmp_path / "results", tmp_path / "runs", sweep="lookback"
+    )
+    assert "### lookback" in page.read_text()
+
+
+def test_a_sweep_tells_runs_of_its_settings_and_seeds_alone(
+    config, tmp_path, monkeypatch
+):
+    config = dataclasses.replace(config, search=())
+
+    def fake(self, dataset, model, changes, path, seed, name):
+        files.write_compact_json(path, {"seed": seed, "name": name})
+
+    monkeypatch.setattr(compare._Study, "_run", fake)
+
+    def swept(config):
+        study = compare._Study(config, tmp_path, tmp_path / "runs", print)
+        study.sweep("knowledge_dim")
+        return study.collect()["sweeps"]["knowledge_dim"]
+
+    expected = {
+        value: [
+            {"seed": seed, "name": f"sweep_knowledge_dim_{value}"}
+            for seed in config.seeds
+        ]
+        for value in (2, 4)
+    }
+    assert swept(config) == expected
+    wider = dataclasses.replace(config.model, view_dim=24)
+    changed = dataclasses.replace(config, model=wider, seeds=(1,))
+    assert swept(changed) == {v: rows[1:] for v, rows in expected.items()}
+
+
+def test_results_of_other_data_are_not_added_to(config, tmp_path):
+    spec = write_clinic_tables(tmp_path / "tables")
+    results, runs = tmp_path / "results", tmp_path / "runs"
+    config = dataclasses.replace(config, data={"clinics": spec})
+    study = compare._Study(config, results, runs, print)
+    compare._Dataset(study, "clinics").prepare()
+    compare._Dataset(study, "clinics").require_unchanged()
+    write_clinic_tables(tmp_path / "tables", seed=1)
+    for sweep in (None, "knowledge_dim"):
+        with pytest.raises(StudyError, match="other data.*name.*'panel': "):
+            run_study(config, results, runs, sweep=sweep)
+    small = {"name": "simulator", "advertisers": 50, "days": 140}
+    study = StudyConfig("made", {"made": small})
+    labels = results / "made" / "made" / "labels.json"
+    before = to_values(study.data["made"]) | {"advertisers": 40}
+    files.write_json(labels, {"data": before, "fingerprint": {}})
+    with pytest.raises(
+        StudyError, match=r"\{'advertisers': 50\} instead of .* 40\}"
+    ):
+        run_study(study, results, runs)
+
+
 def test_unknown_sweep_is_refused_before_work(config, tmp_path):
     with pytest.raises(StudyError, match="one of.*lookback.*'depth'"):
         run_study(config, tmp_path / "r", tmp_path / "w", sweep="depth")
@@ -188,6 +247,12 @@ def test_known_future_activity_is_refused_before_a_lookback_sweep(
     [
         ({"models": ["m2m", "gpt"]}, "`models` must be some of.*'gpt'"),
         ({"sweeps": {"depth": [1]}}, "`sweeps` must name.*'depth'"),
+        (
+            {"sweeps": {"knowledge_dim": [0]}},
+            r"sweeps: model:\s+knowledge_dim: ",
+        ),
+        ({"sweeps": {"pooling": ["last", "lsat"]}}, "pooling: .*'lsat'"),
+        ({"sweeps": {"lookback": [0]}}, "`lookback` must be whole.*0"),
         ({"search": [{"model": {"depth": 1}}]}, "depth: is not a setting"),
         ({"search": [{"data": {}}]}, "changes of `model` and `training`"),
         ({"seeds": []}, "seeds"),
