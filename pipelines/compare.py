@@ -396,9 +396,13 @@ class _Dataset:
         if labels is None:
             return
         before, now = labels["data"], self._data()
-        if before == now and isinstance(self._source, pathlib.Path):
-            before = labels["fingerprint"]
-            now = table_fingerprints(self._source)
+        if isinstance(self._source, pathlib.Path):
+            if before == now:
+                before = labels["fingerprint"]
+                now = table_fingerprints(self._source)
+        elif isinstance(before, dict):
+            # Older files lack settings that were added later.
+            before = to_values(type(self._source)(self._source.name)) | before
         if before != now:
             raise StudyError(
                 f"{self.folder}: holds results of other data. Give the study "
