@@ -12,7 +12,12 @@ def versions_of(folder: str | os.PathLike) -> list[pathlib.Path]:
     >>> [version.name for version in versions_of("saved_models/clinics")]
     ['1']
     """
-    versions = [p for p in pathlib.Path(folder).glob("*") if p.name.isdigit()]
+    versions = [
+        path
+        for path in pathlib.Path(folder).glob("*")
+        # Digits of other scripts are digits, too.
+        if path.name.isascii() and path.name.isdigit() and path.is_dir()
+    ]
     return sorted(versions, key=lambda path: int(path.name))
 
 

@@ -6,6 +6,7 @@ that, and TensorFlow's log level must be set before.
 
 import argparse
 import datetime
+import logging
 import os
 import pathlib
 import sys
@@ -308,6 +309,9 @@ def _serve(options):
             f"Serving needs {error.name}: pip install 'm2m_tf[serve]'"
         ) from error
 
+    logging.basicConfig(
+        level=logging.INFO, format="%(asctime)s %(levelname)s %(message)s"
+    )
     serve(
         options.folder,
         options.name,

@@ -53,7 +53,7 @@ def running(folder, *options):
         # Loading TensorFlow takes seconds; a server that fails ends the read.
         line = process.stdout.readline()
         rest, address = re.search(
-            r"(http://[\d.:]+)/.*gRPC ([\d.:]+)", line
+            r"(http://\S+?)/v1/.*gRPC (\S+)", line
         ).groups()
         yield Server(rest, address, process)
     finally:
@@ -69,12 +69,10 @@ def wait_for(condition, seconds=90):
 
 
 def plain(raw):
-    """Columns as JSON values; NaN as null."""
+    """Columns as JSON values; NaN, as TF Serving takes it, as it is."""
     return {
         name: [x.decode() for x in values]
         if values.dtype == object
-        else np.where(np.isnan(values), None, values).tolist()
-        if values.dtype.kind == "f"
         else values.tolist()
         for name, values in raw.items()
     }

@@ -22,8 +22,7 @@ from m2m_tf.data import schema
 from m2m_tf.signatures import PREDICT, default_value
 
 _SIGNATURE_DEF = "signature_def"
-# Rows of one request.
-_CHUNK = 1024
+ROWS_PER_REQUEST = 1024
 _FIRST_WAIT = 0.1
 
 
@@ -43,7 +42,8 @@ class Client:
             for gRPC.
         name: Name of the model.
         version: Version to ask; None: whichever the server thinks best.
-        seconds: Most seconds that a call may take, retries included.
+        seconds: Most seconds that a call may take, however many rows it has,
+            retries included.
 
     Raises:
         ValueError: If the address is of neither kind.
@@ -92,8 +92,11 @@ class Client:
             RequestError: If there is no such model or signature.
             ServerUnavailable: If the server does not answer in time.
         """
+        return self._inputs(signature, time.monotonic() + self._seconds)
+
+    def _inputs(self, signature, deadline):
         if self._specs is None:
-            self._specs = self._retried(self._transport.signatures)
+            self._specs = self._retried(deadline, self._transport.signatures)
         if signature not in self._specs:
             raise RequestError(
                 f"`signature` must be one of {sorted(self._specs)}. "
@@ -122,8 +125,9 @@ class Client:
             RequestError: If the server refuses the rows, or one is not told.
             ServerUnavailable: If the server does not answer in time.
         """
+        deadline = time.monotonic() + self._seconds
         columns = _columns(rows)
-        specs = self.inputs(signature)
+        specs = self._inputs(signature, deadline)
         count = len(next(iter(columns.values()))) if columns else 0
         if not count:
             raise RequestError("`rows` holds no row.")
@@ -138,9 +142,14 @@ class Client:
             if name not in specs
         }
         parts = []
-        for first in range(0, count, _CHUNK):
-            chunk = {k: x[first : first + _CHUNK] for k, x in arrays.items()}
-            outputs = self._retried(self._transport.predict, signature, chunk)
+        for first in range(0, count, ROWS_PER_REQUEST):
+            chunk = {
+                k: x[first : first + ROWS_PER_REQUEST]
+                for k, x in arrays.items()
+            }
+            outputs = self._retried(
+                deadline, self._transport.predict, signature, chunk
+            )
             parts.append(
                 pl.DataFrame(
                     {
@@ -151,8 +160,7 @@ class Client:
             )
         return pl.concat(parts)
 
-    def _retried(self, function, *arguments):
-        deadline = time.monotonic() + self._seconds
+    def _retried(self, deadline, function, *arguments):
         wait = _FIRST_WAIT
         while True:
             left = deadline - time.monotonic()
@@ -182,7 +190,7 @@ class _Rest:
 
     def signatures(self, seconds):
         told = self._ask("GET", f"{self._path}/metadata", None, seconds)
-        found = told["metadata"][_SIGNATURE_DEF][_SIGNATURE_DEF]
+        found = _told(told, "metadata", _SIGNATURE_DEF, _SIGNATURE_DEF)
         return {
             signature: {
                 name: tf.TensorSpec(
@@ -204,7 +212,7 @@ class _Rest:
             "inputs": {name: _json(values) for name, values in arrays.items()},
         }
         told = self._ask("POST", f"{self._path}:predict", body, seconds)
-        outputs = told["outputs"]
+        outputs = _told(told, "outputs")
         if not isinstance(outputs, dict):
             outputs = {"outputs": outputs}
         return {name: np.array(values) for name, values in outputs.items()}
@@ -213,27 +221,47 @@ class _Rest:
         content = None
         if body is not None:
             content = orjson.dumps(body, option=orjson.OPT_SERIALIZE_NUMPY)
+        deadline = time.monotonic() + seconds
+        parts = []
         try:
-            answer = self._client.request(
+            # Its timeout is of each part alone.
+            with self._client.stream(
                 method, path, content=content, timeout=seconds
-            )
+            ) as answer:
+                for part in answer.iter_bytes():
+                    parts.append(part)
+                    if time.monotonic() > deadline:
+                        raise TimeoutError("the answer was not whole")
         except httpx.TransportError as error:
             raise ConnectionError(str(error)) from error
+        told = b"".join(parts)
         if answer.status_code in (429, 502, 503, 504):
             raise ConnectionError(f"status {answer.status_code}")
         if answer.status_code != 200:
             try:
-                text = answer.json()["error"]
+                text = orjson.loads(told)["error"]
             except (ValueError, KeyError, TypeError):
-                text = answer.text[:500]
+                text = _quoted(told)
             raise RequestError(f"status {answer.status_code}: {text}")
-        return orjson.loads(answer.content)
+        try:
+            return orjson.loads(told)
+        except orjson.JSONDecodeError as error:
+            raise RequestError(
+                f"{answer.url}: answers no JSON. Is it TF Serving's REST "
+                f"address? Received: {_quoted(told)}"
+            ) from error
 
 
 class _Grpc:
     def __init__(self, address, name, version):
         self._channel = grpc.insecure_channel(
-            address, options=[("grpc.max_receive_message_length", -1)]
+            address,
+            options=[
+                ("grpc.max_receive_message_length", -1),
+                # By default it waits for up to two minutes before it tries a
+                # server again that was away: longer than most deadlines.
+                ("grpc.max_reconnect_backoff_ms", 2000),
+            ],
         )
         self._stub = prediction_service_pb2_grpc.PredictionServiceStub(
             self._channel
@@ -293,6 +321,23 @@ class _Grpc:
             raise RequestError(f"{code.name}: {error.details()}") from error
 
 
+def _told(answer, *keys):
+    """What an answer holds under keys within keys."""
+    value = answer
+    for key in keys:
+        if not isinstance(value, dict) or key not in value:
+            raise RequestError(
+                f"The answer has no {'.'.join(keys)}. Is it TF Serving's? "
+                f"Received: {_quoted(orjson.dumps(answer))}"
+            )
+        value = value[key]
+    return value
+
+
+def _quoted(content):
+    return content[:500].decode(errors="replace")
+
+
 def _columns(rows):
     if isinstance(rows, pl.DataFrame):
         return {name: rows[name].to_list() for name in rows.columns}
@@ -331,8 +376,10 @@ def _array(name, columns, spec, count, specs):
 
 
 def _default(name, shape, spec, count, specs):
-    days = specs[schema.BEHAVIOR_SEQUENCE].shape[-2]
-    value = default_value(name, shape, spec.dtype.name, days)
+    value = None
+    if schema.BEHAVIOR_SEQUENCE in specs:
+        days = specs[schema.BEHAVIOR_SEQUENCE].shape[-2]
+        value = default_value(name, shape, spec.dtype.name, days)
     if value is None:
         raise RequestError(f"Input {name!r} is missing in `rows`.")
     return np.repeat(value[None], count, axis=0)

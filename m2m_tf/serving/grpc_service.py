@@ -22,6 +22,7 @@ from m2m_tf.serving.model_store import (
     ModelStore,
     NotFound,
     State,
+    shown,
 )
 from m2m_tf.serving.monitoring import observed
 from m2m_tf.signatures import (
@@ -87,9 +88,9 @@ def _method(function):
                     )
                 return function(self, request)
             except InvalidRequest as error:
-                code, text = grpc.StatusCode.INVALID_ARGUMENT, str(error)
+                code, text = grpc.StatusCode.INVALID_ARGUMENT, shown(error)
             except NotFound as error:
-                code, text = grpc.StatusCode.NOT_FOUND, str(error)
+                code, text = grpc.StatusCode.NOT_FOUND, shown(error)
             except Exception:
                 log.exception("%s failed", function.__name__)
                 code, text = grpc.StatusCode.INTERNAL, "see the server's log"
@@ -107,9 +108,8 @@ class _PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
     @_method
     def Predict(self, request):
         model, signature = self._asked(request.model_spec)
-        specs = model.inputs(signature)
         inputs = {
-            name: _array(name, tensor, specs.get(name))
+            name: _array(model, signature, name, tensor)
             for name, tensor in request.inputs.items()
         }
         outputs = model.run(signature, inputs)
@@ -240,17 +240,26 @@ def model_status(store: ModelStore, version: int | None = None) -> Message:
     return response
 
 
-def _array(name, tensor, spec):
+def _array(model, signature, name, tensor):
+    spec = model.inputs(signature).get(name)
+    if spec is None:
+        return None  # Which the model refuses by name.
+    if tensor.dtype != spec.dtype.as_datatype_enum:
+        try:
+            received = tf.dtypes.as_dtype(tensor.dtype).name
+        except TypeError:
+            received = f"type {tensor.dtype}"
+        raise InvalidRequest(
+            f"{name!r} must be {spec.dtype.name}. Received: {received}."
+        )
+    # First: a tensor of one value may claim any size, and would be filled.
+    shape = [axis.size for axis in tensor.tensor_shape.dim]
+    model.check_shape(signature, name, shape)
     try:
         values = tf.make_ndarray(tensor)
     # It raises what its parsing stumbles over: none of it is ours.
     except (TypeError, ValueError, KeyError, AttributeError) as error:
         raise InvalidRequest(f"{name!r} is no valid tensor: {error}") from error
-    if spec is not None and tensor.dtype != spec.dtype.as_datatype_enum:
-        received = tf.dtypes.as_dtype(tensor.dtype).name
-        raise InvalidRequest(
-            f"{name!r} must be {spec.dtype.name}. Received: {received}."
-        )
     return values
 
 

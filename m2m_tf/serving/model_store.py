@@ -3,8 +3,11 @@
 import dataclasses
 import gc
 import logging
+import math
+import os
 import pathlib
 import threading
+import time
 from collections.abc import Mapping
 
 import numpy as np
@@ -19,6 +22,13 @@ log = logging.getLogger(__name__)
 State = get_model_status_pb2.ModelVersionStatus.State
 # Rows of one request; what is more belongs to batch scoring.
 MAX_ROWS = 4096
+# Letters of an error's text.
+_MOST_TOLD = 1000
+# Newest versions that answer, as deploy/models.config has it.
+NUM_VERSIONS = 2
+# Seconds until a version that could not be loaded is tried again: it may still
+# be copied. The time doubles with each try.
+_FIRST_RETRY, _LAST_RETRY = 1.0, 60.0
 
 
 class InvalidRequest(ValueError):
@@ -27,6 +37,18 @@ class InvalidRequest(ValueError):
 
 class NotFound(LookupError):
     """A model, version or signature that is not there."""
+
+
+def shown(error: Exception) -> str:
+    """What a caller is told; it may quote values of any length.
+
+    Example:
+
+    >>> len(shown(InvalidRequest("a" * 10_000)))
+    1003
+    """
+    text = str(error)
+    return text if len(text) <= _MOST_TOLD else text[:_MOST_TOLD] + "..."
 
 
 class LoadedModel:
@@ -105,17 +127,13 @@ class LoadedModel:
                 + (f" Missing: {missing}." if missing else "")
                 + (f" Not known: {extra}." if extra else "")
             )
-        for name, spec in specs.items():
-            self._check(name, spec, inputs[name])
+        for name, values in inputs.items():
+            self.check_shape(signature, name, values.shape)
+            self._check_values(name, values)
         rows = {name: len(values) for name, values in inputs.items()}
         if len(set(rows.values())) > 1:
             raise InvalidRequest(
                 f"All inputs must have as many rows. Received: {rows}."
-            )
-        if (count := next(iter(rows.values()))) > self._max_rows:
-            raise InvalidRequest(
-                f"A request may have {self._max_rows} rows. Received: {count}. "
-                "Score more of them with `m2m-tf predict`."
             )
         try:
             told = self._signatures[signature](
@@ -125,7 +143,7 @@ class LoadedModel:
                 }
             )
         except tf.errors.InvalidArgumentError as error:
-            raise InvalidRequest(str(error).split("\n")[0]) from error
+            raise InvalidRequest(_first_cause(error)) from error
         except UnicodeDecodeError as error:
             # TensorFlow's message quotes the bytes that it cannot parse.
             raise InvalidRequest(
@@ -140,15 +158,14 @@ class LoadedModel:
                 )
         return outputs
 
-    def _signature(self, name):
-        if name not in self._signatures:
-            raise NotFound(
-                f"Signature {name!r} is not one of {self.signature_names}."
-            )
-        return self._signatures[name]
+    def check_shape(self, signature: str, name: str, shape) -> None:
+        """Refuses an input of the wrong shape, or of too many rows.
 
-    def _check(self, name, spec, values):
-        shape = tuple(values.shape)
+        Raises:
+            InvalidRequest: If the shape does not fit the input's spec.
+        """
+        spec = self._inputs[signature][name]
+        shape = tuple(shape)
         if len(shape) != len(spec.shape) or any(
             size is not None and size != given
             for size, given in zip(spec.shape, shape, strict=True)
@@ -159,6 +176,20 @@ class LoadedModel:
             )
         if not shape[0]:
             raise InvalidRequest(f"{name!r} has no row.")
+        if shape[0] > self._max_rows:
+            raise InvalidRequest(
+                f"A request may have {self._max_rows} rows. Received: "
+                f"{shape[0]}. Score more of them with `m2m-tf predict`."
+            )
+
+    def _signature(self, name):
+        if name not in self._signatures:
+            raise NotFound(
+                f"Signature {name!r} is not one of {self.signature_names}."
+            )
+        return self._signatures[name]
+
+    def _check_values(self, name, values):
         if values.dtype.kind != "f":
             return
         bad = np.isinf(values)
@@ -187,21 +218,46 @@ class LoadedModel:
                 )
 
 
+def _first_cause(error):
+    """What TensorFlow says is wrong, without where in the graph it was."""
+    lines = [line.strip() for line in str(error).split("\n")]
+    told = [
+        line
+        for line in lines
+        if line and not line.startswith(("Graph execution error", "Detected"))
+    ]
+    for line in told:
+        # The parser of tf.Examples says which feature.
+        if (start := line.find("Feature: ")) >= 0:
+            return line[start:]
+    return told[0] if told else "The inputs do not fit."
+
+
 @dataclasses.dataclass(frozen=True)
 class VersionStatus:
-    """State of a version, and why it could not be loaded."""
+    """State of a version, and why it could not be loaded.
+
+    Args:
+        state: One of TF Serving's.
+        error: Why it could not be loaded.
+        tries: How often that was tried.
+        next_try: When it is tried again, in seconds of the monotonic clock.
+    """
 
     state: int
     error: str = ""
+    tries: int = 0
+    next_try: float = math.inf
 
 
 class ModelStore:
-    """The versions in a folder, kept as the folder changes.
+    """The newest versions in a folder, kept as the folder changes.
 
     A version answers as soon as it is loaded and warmed up; until then, and
-    if it cannot be loaded, the ones before do. A version that is gone from
-    the folder is dropped once its last request has been answered: whoever
-    has got it holds it.
+    if it cannot be loaded, the ones before do. One that cannot be loaded is
+    tried again. A version that is gone from the folder, or no longer among the
+    newest, is dropped once its last request has been answered: whoever has got
+    it holds it. While the folder itself is gone, nothing is dropped.
 
     Args:
         name: Name that the model is asked by.
@@ -230,10 +286,10 @@ class ModelStore:
         self.refresh()
         self._watcher.start()
 
-    def stop(self) -> None:
-        """Ends the thread."""
+    def stop(self, seconds: float | None = None) -> None:
+        """Ends the thread, or leaves it to the process's end after seconds."""
         self._stopped.set()
-        self._watcher.join()
+        self._watcher.join(seconds)
 
     def get(self, version: int | None = None) -> LoadedModel:
         """A version that answers, the newest by default.
@@ -257,44 +313,79 @@ class ModelStore:
         return dict(sorted(self._status.items(), reverse=True))
 
     def refresh(self) -> None:
-        """Loads new versions, oldest first, and drops those that are gone."""
-        present = {int(path.name): path for path in versions_of(self.folder)}
-        if set(present) == set(self._status):
-            return
-        for version, path in present.items():
-            if version not in self._status:
-                self._load(version, path)
-        for version in set(self._status) - set(present):
+        """Loads new versions, newest first, and drops those that are gone.
+
+        Raises:
+            OSError: If the folder cannot be read.
+        """
+        versions = {int(path.name): path for path in versions_of(self.folder)}
+        if not versions:
+            os.listdir(self.folder)  # Empty, or not there for a while?
+        wanted = sorted(versions, reverse=True)[:NUM_VERSIONS]
+        changed = False
+        for version in wanted:
+            if self._stopped.is_set():
+                return
+            status = self._status.get(version, VersionStatus(State.START))
+            if status.state == State.START or (
+                time.monotonic() >= status.next_try
+            ):
+                self._load(version, versions[version], status.tries)
+                changed = True
+        # An older one answers as long as none of the newest can.
+        kept = set(wanted)
+        if not any(version in self._loaded for version in wanted):
+            kept |= set(versions)
+        for version in set(self._status) - kept:
             log.info("%s: dropping version %d", self.name, version)
             # Replaced, not changed: requests read it without a lock.
             self._loaded = {
                 k: x for k, x in self._loaded.items() if k != version
             }
             del self._status[version]
-        # TensorFlow keeps hundreds of thousands of objects. The collector
-        # would walk them all in the midst of a large request, for 0.3 s.
-        gc.unfreeze()
-        gc.collect()
-        gc.freeze()
+            changed = True
+        if changed:
+            # TensorFlow keeps hundreds of thousands of objects. The collector
+            # would walk them all in the midst of a large request, for 0.3 s.
+            gc.unfreeze()
+            gc.collect()
+            gc.freeze()
 
-    def _load(self, version, path):
+    def _load(self, version, path, tries):
         self._status[version] = VersionStatus(State.LOADING)
         log.info("%s: loading version %d", self.name, version)
         try:
             model = LoadedModel(path, self._max_rows)
         # Whatever is wrong with a version, the ones before must go on.
         except Exception as error:
-            log.exception("%s: version %d is broken", self.name, version)
             message = f"{type(error).__name__}: {error}".split("\n")[0]
-            self._status[version] = VersionStatus(State.END, message)
+            wait = min(_FIRST_RETRY * 2**tries, _LAST_RETRY)
+            log.log(
+                # Once is enough to be told where.
+                logging.WARNING if tries else logging.ERROR,
+                "%s: version %d is broken, to be tried again in %g s: %s",
+                self.name,
+                version,
+                wait,
+                message,
+                exc_info=not tries,
+            )
+            self._status[version] = VersionStatus(
+                State.END, message, tries + 1, time.monotonic() + wait
+            )
             return
         self._loaded = self._loaded | {version: model}
         self._status[version] = VersionStatus(State.AVAILABLE)
         log.info("%s: version %d is served", self.name, version)
 
     def _watch(self):
+        told = None
         while not self._stopped.wait(self._every):
             try:
                 self.refresh()
-            except OSError:
-                log.exception("%s: cannot read %s", self.name, self.folder)
+                told = None
+            # Whatever it is, the folder is to be followed on.
+            except Exception as error:
+                if repr(error) != told:
+                    log.exception("%s: cannot read %s", self.name, self.folder)
+                told = repr(error)

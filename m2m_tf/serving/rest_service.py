@@ -16,12 +16,17 @@ from google.protobuf import json_format
 from starlette.applications import Starlette
 from starlette.concurrency import run_in_threadpool
 from starlette.exceptions import HTTPException
-from starlette.requests import Request
+from starlette.requests import ClientDisconnect, Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from m2m_tf.serving.grpc_service import model_status, regress, signature_map
-from m2m_tf.serving.model_store import InvalidRequest, ModelStore, NotFound
+from m2m_tf.serving.model_store import (
+    InvalidRequest,
+    ModelStore,
+    NotFound,
+    shown,
+)
 from m2m_tf.serving.monitoring import observed
 from m2m_tf.signatures import SERVING_DEFAULT, serialize_example
 
@@ -64,11 +69,14 @@ def make_app(
                     media_type="application/json",
                 )
             except InvalidRequest as error:
-                status, text = 400, str(error)
+                status, text = 400, shown(error)
             except NotFound as error:
-                status, text = 404, str(error)
+                status, text = 404, shown(error)
             except HTTPException as error:
                 status, text = error.status_code, error.detail
+            except ClientDisconnect:
+                seen.status = "CANCELLED"
+                return Response(status_code=499)  # Nobody reads it.
             except Exception:
                 log.exception("%s failed", seen.method)
                 status, text = 500, "see the server's log"
@@ -260,8 +268,6 @@ def _whole(value):
 
 
 def _number(value):
-    if value is None:
-        return float("nan")
     if isinstance(value, bool) or not isinstance(value, (int, float)):
         raise TypeError(f"{value!r} is no number")
     return float(value)
@@ -288,7 +294,12 @@ def _examples(asked):
             name: _feature(index, name, value)
             for name, value in (context | row).items()
         }
-        serialized.append(serialize_example(features))
+        try:
+            serialized.append(serialize_example(features))
+        except UnicodeEncodeError as error:
+            raise InvalidRequest(
+                f"Example {index}: the name of a feature is no text: {error}."
+            ) from error
     return serialized
 
 

@@ -67,7 +67,8 @@ def serve(
         OSError: If a port is taken.
     """
     settings = settings or ServerSettings()
-    folder = pathlib.Path(folder).resolve()
+    # A link is followed anew at each look, and gives the name.
+    folder = pathlib.Path(os.path.abspath(folder))
     if not folder.is_dir():
         raise FileNotFoundError(
             f"{folder}: no such folder. Give the folder of versions that "
@@ -90,8 +91,8 @@ def serve(
         )
         port = listener.getsockname()[1]
         addresses = (
-            f"serving {store.name!r}: REST http://{settings.host}:{port}"
-            f"/v1/models/{store.name}, gRPC {settings.host}:{grpc_port}"
+            f"serving {store.name!r}: REST http://{_shown(settings)}:{port}"
+            f"/v1/models/{store.name}, gRPC {_shown(settings)}:{grpc_port}"
         )
         _Server(config, lambda: report(addresses)).run([listener])
     except (_Stopped, KeyboardInterrupt):
@@ -100,11 +101,12 @@ def serve(
         signal.signal(signal.SIGTERM, before)
         grpc_server.stop(settings.grace_seconds).wait()
         if store.started:
-            store.stop()
+            # A version that is being loaded is no reason to stay.
+            store.stop(settings.grace_seconds)
 
 
-class _Stopped(Exception):
-    """SIGTERM."""
+class _Stopped(BaseException):
+    """SIGTERM; no error that a version's loading would be forgiven."""
 
 
 def _stop(*_):
@@ -127,9 +129,8 @@ def _listen(settings):
     # uvicorn would end the process if the port were taken. The protocol is
     # named because asyncio sends at once (TCP_NODELAY) only where it is: an
     # answer would else wait 40 ms for the caller's acknowledgement.
-    listener = socket.socket(
-        socket.AF_INET, socket.SOCK_STREAM, socket.IPPROTO_TCP
-    )
+    family = socket.AF_INET6 if ":" in settings.host else socket.AF_INET
+    listener = socket.socket(family, socket.SOCK_STREAM, socket.IPPROTO_TCP)
     listener.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
     try:
         listener.bind((settings.host, settings.rest_port))
@@ -138,9 +139,14 @@ def _listen(settings):
     except OSError as error:
         listener.close()
         raise OSError(
-            f"{settings.host}:{settings.rest_port}: cannot be listened on: "
+            f"{_shown(settings)}:{settings.rest_port}: cannot be listened on: "
             f"{error.strerror}."
         ) from error
+
+
+def _shown(settings):
+    """The host as it stands before a port."""
+    return f"[{settings.host}]" if ":" in settings.host else settings.host
 
 
 def _make_grpc(store, settings):
@@ -153,7 +159,7 @@ def _make_grpc(store, settings):
         interceptors=[BadBytes()],
     )
     add_services(server, store)
-    address = f"{settings.host}:{settings.grpc_port}"
+    address = f"{_shown(settings)}:{settings.grpc_port}"
     try:
         port = server.add_insecure_port(address)
     except RuntimeError as error:

@@ -1,6 +1,7 @@
 """The files of deploy/ against the schemas of their own formats."""
 
 import pathlib
+import re
 import subprocess
 import sys
 
@@ -9,6 +10,9 @@ import pytest
 import yaml
 from google.protobuf import text_format
 from tensorflow_serving.config import model_server_config_pb2
+
+from m2m_tf.serving.client import ROWS_PER_REQUEST
+from m2m_tf.serving.model_store import MAX_ROWS, NUM_VERSIONS
 
 DEPLOY = pathlib.Path(__file__).parents[2] / "deploy"
 
@@ -37,7 +41,17 @@ def test_model_config_is_one_of_tf_serving():
     )
     (model,) = config.model_config_list.config
     assert model.base_path == f"/models/{model.name}"
-    assert model.model_version_policy.latest.num_versions == 2
+    latest = model.model_version_policy.latest.num_versions
+    assert latest == NUM_VERSIONS
+
+
+def test_batching_takes_what_the_client_and_the_local_server_do():
+    text = (DEPLOY / "batching.config").read_text(encoding="utf-8")
+    found = dict(re.findall(r"(\w+) { value: (\w+) }", text))
+    # Larger requests would be refused, and this is their limit.
+    assert int(found["max_batch_size"]) == MAX_ROWS >= ROWS_PER_REQUEST
+    assert found["enable_large_batch_splitting"] == "true"
+    assert int(found["max_execution_batch_size"]) <= MAX_ROWS
 
 
 def test_cluster_and_compose_serve_alike():

@@ -11,7 +11,7 @@ from m2m_tf.serving.model_store import LoadedModel
 
 @pytest.fixture(scope="session")
 def server(exported):
-    options = ("--max-bytes", "1000000", "--body-seconds", "1")
+    options = ("--max-bytes", "2000000", "--body-seconds", "1")
     with running(exported, *options) as process:
         yield process
 

@@ -1,4 +1,7 @@
+import contextlib
+import http.server
 import threading
+import time
 
 import numpy as np
 import polars as pl
@@ -43,7 +46,7 @@ def test_dict_table_and_rows_give_the_same(client, raw, expected):
 
 
 def test_many_rows_go_in_several_requests(client, raw, expected, monkeypatch):
-    monkeypatch.setattr("m2m_tf.serving.client._CHUNK", 3)
+    monkeypatch.setattr("m2m_tf.serving.client.ROWS_PER_REQUEST", 3)
     check(client.predict(columns(raw)), expected)
 
 
@@ -122,6 +125,78 @@ def test_nobody_there_is_said_within_the_deadline(kind):
     with Client(f"{kind}://127.0.0.1:9", NAME, seconds=1) as client:
         with pytest.raises(ServerUnavailable, match="no answer within 1 s"):
             client.inputs()
+
+
+@contextlib.contextmanager
+def answering(write):
+    """Address of a server that answers each GET by `write(file)`."""
+
+    class Handler(http.server.BaseHTTPRequestHandler):
+        def do_GET(self):
+            self.send_response(200)
+            self.end_headers()
+            with contextlib.suppress(BrokenPipeError, ConnectionResetError):
+                write(self.wfile)
+
+        def log_message(self, *_):
+            pass
+
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+        thread = threading.Thread(target=server.serve_forever)
+        thread.start()
+        yield f"http://127.0.0.1:{server.server_port}"
+        server.shutdown()
+        thread.join()
+
+
+def test_an_answer_in_drips_is_not_waited_for():
+    def drip(file):
+        for _ in range(100):
+            file.write(b" ")
+            time.sleep(0.1)
+
+    with answering(drip) as address, Client(address, NAME, seconds=1) as client:
+        started = time.monotonic()
+        with pytest.raises(ServerUnavailable, match="no answer within 1 s"):
+            client.inputs()
+        assert time.monotonic() - started < 5
+
+
+@pytest.mark.parametrize(
+    "body, message",
+    [
+        (b"<html>Log in</html>", "answers no JSON.*Log in"),
+        (b"[]", "no metadata.signature_def"),
+        (b'{"metadata": {}}', "no metadata.signature_def"),
+    ],
+)
+def test_another_server_s_answer_is_said(body, message):
+    with answering(lambda file: file.write(body)) as address:
+        with Client(address, NAME) as client:
+            with pytest.raises(RequestError, match=message):
+                client.inputs()
+
+
+def test_all_requests_of_a_call_have_one_deadline(client, raw, monkeypatch):
+    monkeypatch.setattr("m2m_tf.serving.client.ROWS_PER_REQUEST", 1)
+    client.inputs()
+    ask = client._transport.predict
+    left = []
+
+    def slow(*arguments, seconds):
+        left.append(seconds)
+        time.sleep(0.2)
+        return ask(*arguments, seconds=seconds)
+
+    monkeypatch.setattr(client._transport, "predict", slow)
+    client.predict(columns(raw))
+    assert len(left) == ROWS
+    assert all(a - b >= 0.2 for a, b in zip(left, left[1:]))
+
+
+def test_examples_are_asked_for_by_name(client):
+    with pytest.raises(RequestError, match="'examples' is missing"):
+        client.predict({"scenario": ["walk_in"]}, "serving_default")
 
 
 def test_a_server_that_starts_late_is_waited_for(exported, raw, free_ports):

@@ -11,6 +11,7 @@ name; its newest version, called in this process, tells what is right.
 
 import base64
 import dataclasses
+import json
 import os
 import pathlib
 
@@ -36,7 +37,7 @@ from tensorflow_serving.apis import (
 
 from m2m_tf import files
 from m2m_tf.export import CONTRACT_FILE, draw_rows
-from m2m_tf.serving.client import Client, RequestError
+from m2m_tf.serving.client import ROWS_PER_REQUEST, Client, RequestError
 from m2m_tf.serving.model_store import LoadedModel
 from m2m_tf.versions import latest_version
 
@@ -64,7 +65,10 @@ class Target:
         self.means = self.expected[self.regression.removeprefix("regress_")]
 
     def post(self, body, verb="predict"):
-        return self.server.rest.post(f"{self.path}:{verb}", json=body)
+        # httpx would refuse NaN, which TF Serving reads.
+        return self.server.rest.post(
+            f"{self.path}:{verb}", content=json.dumps(body)
+        )
 
     def request(self, inputs=None, **spec):
         inputs = self.rows if inputs is None else inputs
@@ -99,10 +103,10 @@ def target(request):
 
 
 def test_rest_columns(target):
+    body = {"signature_name": "predict", "inputs": plain(target.rows)}
     for path in (target.path, f"{target.path}/versions/{target.version}"):
         answer = target.server.rest.post(
-            f"{path}:predict",
-            json={"signature_name": "predict", "inputs": plain(target.rows)},
+            f"{path}:predict", content=json.dumps(body)
         )
         assert answer.status_code == 200, answer.text
         check_forecasts(answer.json()["outputs"], target.expected)
@@ -199,6 +203,20 @@ def test_client(target, kind, signature):
         )
 
 
+def test_as_many_rows_as_the_client_sends_at_once(target):
+    many = {
+        name: np.concatenate([x] * (ROWS_PER_REQUEST // ROWS))
+        for name, x in target.rows.items()
+    }
+    told = target.server.predictions.Predict(target.request(many), timeout=60)
+    for name, values in target.expected.items():
+        got = tf.make_ndarray(told.outputs[name])
+        assert len(got) == ROWS_PER_REQUEST
+        np.testing.assert_allclose(
+            np.ravel(got[-ROWS:]), values, rtol=1e-5, atol=1e-6
+        )
+
+
 def test_status(target):
     states = target.server.rest.get(target.path).json()["model_version_status"]
     assert {"AVAILABLE"} == {
@@ -243,6 +261,14 @@ MALFORMED = {
     "dtype": lambda columns: columns | {"cutoff": ["a"] * ROWS},
     "shape": lambda columns: columns | {"behavior_sequence": [[1.0]] * ROWS},
     "rows": lambda columns: columns | {"cutoff": [40]},
+    "null": lambda columns: (
+        columns
+        | {
+            "behavior_sequence": np.full_like(
+                columns["behavior_sequence"], None, object
+            ).tolist()
+        }
+    ),
 }
 
 

@@ -1,11 +1,13 @@
 """The local server as a process of its own, asked over loopback."""
 
+import re
 import shutil
 import signal
 import socket
 import subprocess
 import sys
 import threading
+import time
 
 import grpc
 import numpy as np
@@ -23,6 +25,7 @@ from local_server import (
     wait_for,
 )
 from tables import SMALL_MODEL
+from tensorflow_serving.apis import get_model_status_pb2, model_pb2
 
 from m2m_tf.export import export_model
 from m2m_tf.models import build_model
@@ -128,7 +131,7 @@ MALFORMED = {
         400,
         "4096 rows",
     ),
-    "large": (lambda raw: b" " * 2_000_000, 413, "1000000 bytes"),
+    "large": (lambda raw: b" " * 3_000_000, 413, "2000000 bytes"),
 }
 
 
@@ -187,6 +190,14 @@ def test_paths_that_are_not_there(server, method, path, status):
             lambda r: r.inputs["cutoff"].tensor_shape.dim.add(size=10**12),
             "INVALID_ARGUMENT",
             "cutoff",
+        ),
+        (
+            # 2.4 GB, if it were filled.
+            lambda r: setattr(
+                r.inputs["cutoff"].tensor_shape.dim[0], "size", 300_000_000
+            ),
+            "INVALID_ARGUMENT",
+            "4096 rows",
         ),
         (
             lambda r: setattr(r.model_spec, "name", "other"),
@@ -315,6 +326,103 @@ def test_a_missing_extra_is_said(exported, monkeypatch, capsys):
     assert "pip install 'm2m_tf[serve]'" in capsys.readouterr().err
 
 
+def states(server):
+    told = server.rest.get(f"/v1/models/{NAME}").json()
+    return {int(x["version"]): x["state"] for x in told["model_version_status"]}
+
+
+def test_sigterm_while_a_version_loads_ends_it(exported):
+    command = [sys.executable, "-m", "pipelines.cli", "serve", str(exported)]
+    process = subprocess.Popen(
+        [*command, "--rest-port", "0", "--grpc-port", "0"],
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+    try:
+        for line in process.stderr:
+            if "loading version 1" in line:
+                break
+        process.terminate()
+        assert process.wait(60) == 0
+    finally:
+        process.kill()
+
+
+def test_the_newest_versions_answer_and_links_are_followed(exported, tmp_path):
+    for version in (1, 2, 3):
+        shutil.copytree(exported / "1", tmp_path / "versions" / str(version))
+    link = tmp_path / "link"
+    link.symlink_to(tmp_path / "versions")
+    with running(link) as server:
+        assert states(server) == dict.fromkeys((3, 2), "AVAILABLE")
+        # Away for a while, as a network's folder may be.
+        (tmp_path / "versions").rename(tmp_path / "away")
+        time.sleep(2.5)
+        assert states(server) == dict.fromkeys((3, 2), "AVAILABLE")
+        # A version that is still being copied is tried again.
+        shutil.copytree(
+            exported / "1",
+            tmp_path / "away" / "4",
+            ignore=shutil.ignore_patterns("saved_model.pb"),
+        )
+        (tmp_path / "away").rename(tmp_path / "versions")
+        wait_for(lambda: states(server) == {4: "END", 3: "AVAILABLE"})
+        shutil.copy(
+            exported / "1" / "saved_model.pb", tmp_path / "versions" / "4"
+        )
+        wait_for(lambda: states(server)[4] == "AVAILABLE")
+
+
+def test_ipv6(exported):
+    try:
+        with socket.socket(socket.AF_INET6) as probe:
+            probe.bind(("::1", 0))
+    except OSError:
+        pytest.skip("no IPv6 here")
+    with running(exported, "--host", "::1") as server:
+        assert states(server) == {1: "AVAILABLE"}
+        told = server.models.GetModelStatus(
+            get_model_status_pb2.GetModelStatusRequest(
+                model_spec=model_pb2.ModelSpec(name=NAME)
+            )
+        )
+        assert told.model_version_status[0].version == 1
+
+
+@pytest.mark.parametrize(
+    "example, message",
+    [
+        ({"cutoff": 1}, "Feature: .*is required"),
+        ({"\ud800": 1}, "name of a feature is no text"),
+    ],
+)
+def test_malformed_examples_are_said_by_feature(server, example, message):
+    body = {"signature_name": "regress_visits", "examples": [example]}
+    answer = server.post("regress", body)
+    assert answer.status_code == 400
+    assert re.search(message, answer.json()["error"]), answer.text
+
+
+def test_long_values_are_not_told_whole(server, raw):
+    body = changed(raw, "cutoff", ["x" * 100_000] * ROWS)
+    error = server.post("predict", body).json()["error"]
+    assert error.startswith("'cutoff' must be int64") and len(error) < 1100
+
+
+def test_who_hangs_up_is_no_failure_of_the_server(server):
+    def hung_up():
+        metrics = server.rest.get("/monitoring/prometheus/metrics").text
+        return 'method="predict",status="CANCELLED"' in metrics
+
+    url = server.rest.base_url
+    with socket.create_connection((url.host, url.port)) as connection:
+        connection.sendall(
+            f"POST /v1/models/{NAME}:predict HTTP/1.1\r\n"
+            "Host: x\r\nContent-Length: 100\r\n\r\n{".encode()
+        )
+    wait_for(hung_up)
+
+
 @pytest.mark.slow
 def test_versions_change_under_load(clinic_data, exported, raw, tmp_path):
     """1 → 2 → 3 are published, 1 is removed: no answer fails or is mixed."""
@@ -388,11 +496,7 @@ def test_a_broken_version_leaves_the_one_before(exported, raw, tmp_path):
         (tmp_path / "2").mkdir()
         (tmp_path / "2" / "saved_model.pb").write_bytes(b"no model")
 
-        def states():
-            told = server.rest.get(f"/v1/models/{NAME}").json()
-            return [x["state"] for x in told["model_version_status"]]
-
-        wait_for(lambda: states() == ["END", "AVAILABLE"])
+        wait_for(lambda: states(server) == {2: "END", 1: "AVAILABLE"})
         response = server.predictions.Predict(predict_request(raw))
         assert response.model_spec.version.value == 1
         server.process.send_signal(signal.SIGINT)
