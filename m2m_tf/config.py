@@ -307,7 +307,8 @@ class ModelSettings:
             far larger than most is forecast from its level, and what is
             added to that stays within bounds (beyond the paper).
         context_in_backbone: Feeds scenario and profile attributes to the
-            experts as well as to the meta units (beyond the paper).
+            experts as well as to the meta units (beyond the paper); without
+            meta attention and meta tower they always get them.
         likelihood: `"poisson"`: the model gives means (eq. 20). `"hurdle"`:
             beside them a distribution with its own share of zeros and tail,
             from which medians and intervals come (beyond the paper).
@@ -388,7 +389,7 @@ class TrainingSettings:
     clip_value: _Positive = 3.0
     members: _Count = 1
     patience: _Count = 3
-    seed: Annotated[int, Field(ge=0)] = 0
+    seed: Annotated[int, Field(ge=0, lt=2**28)] = 0
     dtype_policy: Literal["float32", "mixed_bfloat16"] = "float32"
     jit_compile: bool | Literal["auto"] = "auto"
     shuffle_entities: _Count = 16384

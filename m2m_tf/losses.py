@@ -1,5 +1,7 @@
 """Losses of log rates and of whole predictive distributions."""
 
+import math
+
 import keras
 from keras import ops
 
@@ -59,7 +61,7 @@ class PoissonLogRate(keras.losses.Loss):
     `reduction="sum_over_batch_size"` divides by the number of all elements,
     those of weight zero included. Pass `"mean_with_sample_weight"` to divide
     by the sum of the weights, for instance when a weight of zero marks a
-    missing label.
+    missing label (in whose place any number stands, but not NaN).
 
     Args:
         reduction: Keras reduction of the elements' losses.
@@ -106,7 +108,7 @@ def _match_rank(y_true, log_rate):
 
 
 @keras.saving.register_keras_serializable("m2m_tf")
-def hurdle_negative_log_likelihood(y_true, parameters):
+def hurdle_negative_log_likelihood(y_true, parameters, unit=1.0):
     """-log P(y) of a hurdle log-logistic distribution, in nats.
 
     With G the logistic distribution function of (log y - location) / scale:
@@ -114,7 +116,7 @@ def hurdle_negative_log_likelihood(y_true, parameters):
         P(0) = π,   P(y) = (1 - π) (G(y + 1/2) - G(y - 1/2))  for y > 1
 
     and G(y + 1/2) alone for 0 < y ≤ 1, so that the P of all counts add up
-    to 1.
+    to 1. (What G has below a millionth is left out there.)
 
     A label stands for the interval of one unit round it. That is exact for
     counts; for amounts it says that differences within a unit do not matter,
@@ -124,6 +126,8 @@ def hurdle_negative_log_likelihood(y_true, parameters):
         y_true: Labels, not negative, `[batch, 1]` or `[batch]`.
         parameters: `[batch, 4]`: log mean (not used), logit π, location and
             log scale, see `layers.HurdleHeads`.
+        unit: What counts as 1 in the formula: 1 for counts, less for amounts
+            that are mostly below 1, or they would all be told alike.
 
     Returns:
         Float32 tensor `[batch]`.
@@ -139,6 +143,7 @@ def hurdle_negative_log_likelihood(y_true, parameters):
         ops.cast(ops.convert_to_tensor(y_true), "float32"), [-1]
     )
     zero_logit, location, log_scale = (parameters[:, i] for i in (1, 2, 3))
+    y_true, location = y_true / unit, location - math.log(unit)
     is_zero = y_true <= 0
     # Any positive number, where the label has no logarithm.
     y = ops.where(is_zero, 1.0, y_true)
@@ -171,6 +176,8 @@ class HurdleLoss(keras.losses.Loss):
 
     Args:
         shape_weight: Weight of the likelihood.
+        unit: What a label's differences begin to matter at, see
+            `hurdle_negative_log_likelihood`.
         reduction: Keras reduction of the elements' losses.
         name: Name of the loss.
 
@@ -185,19 +192,24 @@ class HurdleLoss(keras.losses.Loss):
     def __init__(
         self,
         shape_weight=1.0,
+        unit=1.0,
         reduction="sum_over_batch_size",
         name="hurdle_loss",
     ):
         super().__init__(name=name, reduction=reduction, dtype="float32")
         self.shape_weight = float(shape_weight)
+        self.unit = float(unit)
 
     def call(self, y_true, y_pred):
         mean = poisson_log_rate(y_true, y_pred[:, :1])
-        shape = hurdle_negative_log_likelihood(y_true, y_pred)
+        shape = hurdle_negative_log_likelihood(y_true, y_pred, self.unit)
         return ops.reshape(mean, [-1]) + self.shape_weight * shape
 
     def get_config(self):
-        return super().get_config() | {"shape_weight": self.shape_weight}
+        return super().get_config() | {
+            "shape_weight": self.shape_weight,
+            "unit": self.unit,
+        }
 
 
 def joint_poisson(task_names):
@@ -220,7 +232,7 @@ def joint_poisson(task_names):
     return {name: PoissonLogRate() for name in task_names}
 
 
-def joint_hurdle(task_weights):
+def joint_hurdle(task_weights, label_units=None):
     """One `HurdleLoss` per output, as `compile(loss=...)` takes it.
 
     Poisson losses are in units of the label and weighted by λ_t; likelihoods
@@ -228,13 +240,16 @@ def joint_hurdle(task_weights):
 
     Args:
         task_weights: Task name → λ_t, as given to `compile(loss_weights=)`.
+        label_units: Task name → unit of its labels, see `HurdleLoss` and
+            `Preprocessor.label_units`; None: 1 for all, as for counts.
 
     Example:
 
     >>> joint_hurdle({"clicks": 0.5})["clicks"].shape_weight
     6.0
     """
+    units = label_units or {}
     return {
-        name: HurdleLoss(_SHAPE_WEIGHT / weight)
+        name: HurdleLoss(_SHAPE_WEIGHT / weight, units.get(name, 1.0))
         for name, weight in task_weights.items()
     }

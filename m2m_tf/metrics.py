@@ -288,7 +288,8 @@ class CellMetrics(keras.metrics.Metric):
             y_pred: Dict task → LOG rates `[B]` or `[B, 1]`.
             scenario: Index of each row's scenario, int `[B]`, in
                 `[0, num_scenarios)`.
-            sample_weight: None, weights `[B]`, or dict task → weights.
+            sample_weight: None, weights `[B]`, or dict task → weights, 1
+                where it is left out.
         """
         scenario = _flat(scenario, "int32")
         groups = [
@@ -298,7 +299,14 @@ class CellMetrics(keras.metrics.Metric):
         if sample_weight is not None:
             if not isinstance(sample_weight, dict):
                 sample_weight = dict.fromkeys(self.task_names, sample_weight)
-            sample_weight = self._joined(sample_weight)
+            ones = ops.ones_like(scenario)
+            sample_weight = self._joined(
+                {
+                    name: ones if weights is None else weights
+                    for name in self.task_names
+                    for weights in [sample_weight.get(name)]
+                }
+            )
         y_true, y_pred = self._joined(y_true), self._joined(y_pred)
         for part in self.parts:
             part.update_state(

@@ -38,7 +38,8 @@ def of_fraction(regularizer, divisor: float):
     """
     if regularizer is None or divisor == 1:
         return regularizer
-    if isinstance(regularizer, L2):
+    # A subclass may have a penalty of its own.
+    if type(regularizer) is L2:
         # Without a copy of what may be most of the model's weights.
         return L2(regularizer.l2 / divisor**2)
     return lambda weight: regularizer(weight / divisor)

@@ -21,6 +21,7 @@ from m2m_tf.config import (
     to_values,
 )
 from m2m_tf.data.dataset import ForecastData
+from m2m_tf.forecast import has_shape
 from m2m_tf.losses import joint_hurdle, joint_poisson
 from m2m_tf.metrics import CellMetrics
 from m2m_tf.models import ForecastModel, build_model, ensemble
@@ -86,13 +87,14 @@ def compile_model(
     names = data.spec.task_names
     weights = data.preprocessor.task_weights()
     outputs = model.output
-    has_shape = outputs[names[0]].shape[-1] > 1
     model.cell_metrics = CellMetrics(
         names, len(data.preprocessor.scenario_names)
     )
     model.compile(
         optimizer=make_optimizer(settings, steps),
-        loss=joint_hurdle(weights) if has_shape else joint_poisson(names),
+        loss=joint_hurdle(weights, data.preprocessor.label_units())
+        if has_shape(outputs[names[0]])
+        else joint_poisson(names),
         loss_weights=weights,
         jit_compile=settings.jit_compile,
     )

@@ -197,6 +197,27 @@ def test_hurdle_equals_the_reference(parameters, y):
     assert float(loss[0]) == pytest.approx(expected, rel=2e-3)
 
 
+@pytest.mark.parametrize("y", [0.0, 0.4, 7.0, 180.0])
+def test_amounts_in_another_unit_have_the_same_likelihood(y):
+    parameters = np.array(PARAMETERS, "float32")
+    other = parameters + [0, 0, math.log(0.001), 0]
+    for ours, theirs in (
+        (
+            hurdle_negative_log_likelihood([y] * 3, parameters),
+            hurdle_negative_log_likelihood([0.001 * y] * 3, other, unit=0.001),
+        ),
+        (
+            joint_hurdle({"a": 2.0})["a"].call([[y]] * 3, parameters),
+            joint_hurdle({"a": 2.0}, {"a": 0.001})["a"].call(
+                [[0.001 * y]] * 3, other
+            )
+            + poisson_log_rate([y] * 3, parameters[:, 0])
+            - poisson_log_rate([0.001 * y] * 3, parameters[:, 0]),
+        ),
+    ):
+        np.testing.assert_allclose(ours, theirs, rtol=1e-4)
+
+
 @pytest.mark.parametrize("parameters", PARAMETERS)
 def test_hurdle_probabilities_of_all_counts_add_up_to_one(parameters):
     counts = np.arange(100_000, dtype="float32")

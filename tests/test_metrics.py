@@ -264,6 +264,10 @@ def test_cell_metrics_weights():
     weights = {"clicks": [0.0, 1.0], "sales": [1.0, 0.0]}
     metric.update_state(labels, logs, [0, 0], sample_weight=weights)
     np.testing.assert_allclose(metric.cells()["nmae"], [[0.8], [0.5]])
+    metric.reset_state()
+    partial = {"clicks": [0.0, 1.0], "sales": None}
+    metric.update_state(labels, logs, [0, 0], sample_weight=partial)
+    np.testing.assert_allclose(metric.cells()["nmae"], [[0.8], [7 / 9]])
 
 
 @keras.saving.register_keras_serializable("m2m_tf_tests")

@@ -17,6 +17,8 @@ from m2m_tf.data import input_pipeline, panel, schema, windows
 NUM_BUCKETS = 32
 # Ids of a discretised column before its quantile buckets.
 _MISSING, _ZERO, _FIRST_BUCKET = 0, 1, 2
+# Of an amount's mean label: a label stands for so much round it.
+_UNIT_SHARE = 0.4
 # Floor of a history level, as a share of the task's mean label: the level of
 # an entity without history is small, not minus infinity. In minor scenarios
 # most levels are far below the mean, so the floor is, too.
@@ -198,6 +200,27 @@ class Preprocessor(keras.layers.Layer):
             else (task.weight)
             for task, mean in zip(
                 self.spec.tasks, self.statistics.label_means, strict=True
+            )
+        }
+
+    def label_units(self) -> dict[str, float]:
+        """What a label of each task stands for, for `losses.joint_hurdle`.
+
+        One for counts. An amount's differences matter from a share of its mean
+        on, so that it is no matter whether money is told in cents or thousands.
+
+        Example:
+
+        >>> data.preprocessor.label_units()
+        {'visits': 1.0, 'fees': 1.0, 'open': 1.0}
+        """
+        return {
+            name: 1.0 if whole else min(1.0, _UNIT_SHARE * mean)
+            for name, whole, mean in zip(
+                self.spec.task_names,
+                self.statistics.whole_labels,
+                self.statistics.label_means,
+                strict=True,
             )
         }
 

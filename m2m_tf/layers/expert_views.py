@@ -73,6 +73,7 @@ class ExpertViews(keras.layers.Layer):
         self.kernels = []
         self.biases = []
         input_dim = input_shape[-1]
+        self.input_spec = keras.layers.InputSpec(ndim=2, axes={-1: input_dim})
         for index, units in enumerate((*self.hidden_units, self.units)):
             divisor = step_divisor(input_dim)
             kernel = self.add_weight(

@@ -58,6 +58,7 @@ class HistoryOffset(keras.layers.Layer):
                 "`initial_weights`. Received: log_history.shape="
                 f"{tuple(log_history_shape)}"
             )
+        self.input_spec = keras.layers.InputSpec(ndim=2, axes={-1: num_tasks})
         self.history_weights = self.add_weight(
             name="history_weights",
             shape=expected,

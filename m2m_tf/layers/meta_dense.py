@@ -117,14 +117,21 @@ class MetaDense(keras.layers.Layer):
             inputs_shape, scenario_knowledge_shape, shared_inputs_shape
         )
         self._row_dim = inputs_shape[-1]
+        self.input_spec = keras.layers.InputSpec(
+            ndim=len(inputs_shape), axes={-1: self._row_dim}
+        )
         self._shared_dim = 0
         if shared_inputs_shape is not None:
             self._shared_dim = shared_inputs_shape[-1]
         knowledge_dim = scenario_knowledge_shape[-1]
+        initializer = self.kernel_initializer
+        if isinstance(initializer, initializers.Initializer):
+            # Layers that were given the same one would start alike.
+            initializer = initializer.clone()
         self.kernel_base = self._add_generator_weight(
             "kernel_base",
             (self._row_dim + self._shared_dim, self.units),
-            self.kernel_initializer.clone(),
+            initializer,
         )
         self.bias_base = self._add_generator_weight(
             "bias_base", (self.units,), "zeros"

@@ -160,7 +160,9 @@ def forecast_heads(
             center=False, scale=False, name="head_normalization"
         )(representations)
     offset_share = sum(HISTORY_WEIGHTS) if history_offset else 0.0
-    log_means = label_means and [math.log(mean) for mean in label_means]
+    log_means = None
+    if label_means is not None:
+        log_means = [math.log(mean) for mean in _positive(label_means)]
     outputs = layers.LogRateHeads(
         initial_log_rates=log_means
         and [(1 - offset_share) * value for value in log_means],
@@ -172,7 +174,11 @@ def forecast_heads(
             outputs, inputs[schema.LOG_HISTORY]
         )
     if likelihood == "poisson":
-        outputs = keras.layers.Reshape((-1, 1), name="log_rates")(outputs)
+        # A rate is the exponential of these: half precision would round them
+        # to steps of some per cent.
+        outputs = keras.layers.Reshape(
+            (-1, 1), dtype="float32", name="log_rates"
+        )(outputs)
     else:
         outputs = layers.HurdleHeads(
             initial_log_rates=log_means,
@@ -182,6 +188,16 @@ def forecast_heads(
     return {
         name: outputs[:, index] for index, name in enumerate(spec.task_names)
     }
+
+
+def _positive(label_means):
+    label_means = [float(mean) for mean in label_means]
+    if not all(0 < mean < math.inf for mean in label_means):
+        raise ValueError(
+            "`label_means` must be positive, one for each task. Received: "
+            f"label_means={label_means}"
+        )
+    return label_means
 
 
 def make_regularizer(l2):

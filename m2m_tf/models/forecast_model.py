@@ -36,5 +36,7 @@ class ForecastModel(keras.Model):
             scenario = x[schema.SCENARIO_FEATURES][:, 0]
             # The first column of any head's output is the log rate.
             log_rates = {name: x[:, :1] for name, x in y_pred.items()}
-            self.cell_metrics.update_state(y, log_rates, scenario)
+            self.cell_metrics.update_state(
+                y, log_rates, scenario, sample_weight
+            )
         return super().compute_metrics(x, y, y_pred, sample_weight)

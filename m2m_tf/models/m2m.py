@@ -79,7 +79,10 @@ def m2m(
         num_heads=num_heads,
         pooling=pooling,
         use_transformer=use_transformer,
-        context=[attributes] if context_in_backbone else [],
+        # Who generates nothing would else see neither scenario nor profile.
+        context=[attributes]
+        if context_in_backbone or not (meta_attention or meta_tower)
+        else [],
         dropout=dropout,
         regularizer=l2_other,
     )

@@ -30,7 +30,7 @@ def single_task(
     def encode(inputs, spec, regularizer, **options):
         return {
             f"{name}_bottom": features_with_attributes(
-                inputs, spec, regularizer, f"{name}_", **options
+                inputs, spec, regularizer, f"task_{name}_", **options
             )
             for name in spec.task_names
         }

@@ -138,6 +138,20 @@ def test_weights_of_tasks(clinic_data):
     assert weights["open"] == 1.0
 
 
+def test_units_of_labels(tmp_path):
+    spec = DatasetSpec.load(write_clinic_tables(tmp_path / "tables"))
+    panel = pl.read_parquet(spec.panel)
+    panel.with_columns(pl.col("fees") / 1000).write_parquet(spec.panel)
+    preprocessor = ForecastData.prepare(spec, tmp_path / "data").preprocessor
+    mean = preprocessor.statistics.label_means[1]
+    assert 0 < mean < 2
+    assert preprocessor.label_units() == {
+        "visits": 1.0,
+        "fees": pytest.approx(0.4 * mean),
+        "open": 1.0,
+    }
+
+
 def test_nothing_after_the_last_training_day_moves_what_is_fitted(tmp_path):
     spec = DatasetSpec.load(write_clinic_tables(tmp_path / "tables"))
     last = windows.date_of(spec, windows.last_fit_day(spec))

@@ -53,6 +53,14 @@ def test_experts_start_different_and_with_the_variance_of_a_dense_layer():
     assert outputs.var() == pytest.approx(4.0, rel=0.2)
 
 
+@pytest.mark.parametrize("width", [8, 32])
+def test_inputs_of_another_width_are_refused(width):
+    layer = ExpertViews(2, 4)
+    layer(np.ones((6, 16)))
+    with pytest.raises(ValueError, match=f"value 16.*shape \\(6, {width}\\)"):
+        layer(np.ones((6, width)))
+
+
 def test_invalid_arguments():
     with pytest.raises(ValueError, match="`num_experts` .*num_experts=0"):
         ExpertViews(num_experts=0)

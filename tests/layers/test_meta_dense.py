@@ -230,6 +230,19 @@ def test_one_initializer_object_gives_different_kernels():
     assert not np.any(first == second)
 
 
+def test_a_function_may_be_the_initializer():
+    layer = MetaDense(4, kernel_initializer=lambda shape, dtype: tf.ones(shape))
+    layer.build((None, 4), (None, 2))
+    assert np.all(to_numpy(layer.kernel_base) == 1)
+
+
+def test_inputs_of_another_width_are_refused():
+    layer = MetaDense(4)
+    layer(normal(0, 2, 8), normal(1, 2, 3))
+    with pytest.raises(ValueError, match=r"value 8.*shape \(1, 16\)"):
+        layer(normal(0, 1, 16), normal(1, 1, 3))
+
+
 def test_one_unknown_middle_axis():
     layer = MetaDense(3)
     symbolic = layer(

@@ -7,7 +7,8 @@ import tensorflow as tf
 from tables import SMALL_MODEL
 
 from m2m_tf.config import NETWORKS
-from m2m_tf.losses import joint_hurdle
+from m2m_tf.losses import joint_hurdle, joint_poisson
+from m2m_tf.metrics import CellMetrics
 from m2m_tf.models import BUILDERS, build_model, explanation
 
 from .model_checks import (
@@ -30,6 +31,57 @@ def test_outputs_are_parameters_by_task(clinic_data, batch, likelihood, width):
     outputs = build(clinic_data, likelihood=likelihood)(batch[0])
     assert list(outputs) == ["visits", "fees", "open"]
     assert all(x.shape == (16, width) for x in outputs.values())
+
+
+@pytest.mark.parametrize("policy", ["mixed_bfloat16", "mixed_float16"])
+@pytest.mark.parametrize("likelihood", ["poisson", "hurdle"])
+def test_log_rates_are_never_rounded_to_half_precision(
+    clinic_data, batch, likelihood, policy
+):
+    keras.config.set_dtype_policy(policy)
+    try:
+        outputs = build(clinic_data, likelihood=likelihood)(batch[0])
+    finally:
+        keras.config.set_dtype_policy("float32")
+    assert {x.dtype for x in outputs.values()} == {tf.float32}
+
+
+def test_label_means_must_be_positive(clinic_data):
+    settings = dataclasses.replace(SMALL_MODEL, view_dim=4)
+    sizes = clinic_data.preprocessor.model_inputs
+    build_model(sizes, settings, np.array([1.0, 2.0, 3.0]))
+    with pytest.raises(ValueError, match=r"`label_means`.*\[1.0, 0.0, 3.0\]"):
+        build_model(sizes, settings, [1.0, 0.0, 3.0])
+
+
+def test_without_generated_kernels_attributes_are_still_seen(
+    clinic_data, batch
+):
+    model = build(clinic_data, meta_attention=False, meta_tower=False)
+    check_scenario_changes_the_forecast(model, batch)
+
+
+def test_weightless_rows_are_no_part_of_the_metrics(clinic_data, batch):
+    inputs, labels = batch
+    model = build(clinic_data)
+    model.cell_metrics = CellMetrics(clinic_data.spec.task_names, 4)
+    model.compile(loss=joint_poisson(labels))
+
+    def told(inputs, labels, weights):
+        values = model.evaluate(
+            inputs, labels, 16, 0, weights, return_dict=True
+        )
+        return [values[f"overall_{name}"] for name in ("nmae", "smape")]
+
+    first = {name: x[:8] for name, x in labels.items()}
+    expected = told(head(inputs, slice(8)), first, np.ones(8))
+    wrong = {
+        name: tf.concat([x[:8], x[8:] + 1e6], 0) for name, x in labels.items()
+    }
+    weights = np.repeat([1.0, 0.0], 8)
+    np.testing.assert_allclose(
+        told(inputs, wrong, weights), expected, rtol=1e-5
+    )
 
 
 def test_a_row_alone_equals_the_row_in_a_batch(clinic_data, batch):

@@ -1,8 +1,10 @@
+import dataclasses
 import re
 
 import numpy as np
 import pytest
 import tensorflow as tf
+from tables import SMALL_MODEL
 
 from m2m_tf.config import ModelSettings
 from m2m_tf.models import BUILDERS, build_model
@@ -85,7 +87,7 @@ def test_tasks_of_single_task_share_nothing(clinic_data, batch):
         if gradient is None:
             continue
         moved = tf.convert_to_tensor(gradient)
-        task = weight.path.split("_")[0]
+        task = weight.path.removeprefix("task_").split("_")[0]
         if task in reached:
             reached[task] += np.any(moved)
         else:  # All tasks' weights, one after another.
@@ -93,6 +95,16 @@ def test_tasks_of_single_task_share_nothing(clinic_data, batch):
                 reached[task] += np.any(part)
     assert reached["visits"] > 10
     assert reached["fees"] == reached["open"] == 0
+
+
+def test_tasks_may_be_called_as_inputs_are(clinic_data):
+    sizes = dataclasses.replace(
+        clinic_data.preprocessor.model_inputs,
+        task_names=("profile", "dense", "scenario"),
+    )
+    for name in BUILDERS:
+        settings = dataclasses.replace(SMALL_MODEL, name=name)
+        assert list(build_model(sizes, settings).output) == [*sizes.task_names]
 
 
 @pytest.mark.parametrize("name", RIVALS)
