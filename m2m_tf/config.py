@@ -264,6 +264,14 @@ class DatasetSpec:
         """Days from `start` to `end`, both counted."""
         return (self.end - self.start).days + 1
 
+    @property
+    def identity(self) -> dict:
+        """Plain values of all but where the tables lie."""
+        values = to_values(self)
+        for table in ("panel", "profile", "scenarios"):
+            del values[table]
+        return values
+
     @classmethod
     def load(cls, path: str | os.PathLike) -> "DatasetSpec":
         """Reads a spec; table paths are relative to the YAML file.
@@ -726,6 +734,19 @@ def _from_folder(path, data):
     return data
 
 
+class _Loader(yaml.SafeLoader):
+    """Refuses a key that stands twice, of which YAML would take the last."""
+
+    def construct_mapping(self, node, deep=False):
+        keys = [key.value for key, _ in node.value]
+        for key in keys:
+            if keys.count(key) > 1:
+                raise yaml.constructor.ConstructorError(
+                    None, None, f"{key!r} stands there twice", node.start_mark
+                )
+        return super().construct_mapping(node, deep)
+
+
 def read_yaml(path: str | os.PathLike) -> dict:
     """Reads a YAML mapping.
 
@@ -739,13 +760,14 @@ def read_yaml(path: str | os.PathLike) -> dict:
     """
     path = pathlib.Path(path)
     try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
+        values = yaml.load(path.read_text(encoding="utf-8"), _Loader)
     except OSError as error:
         raise ConfigError(
             f"{path}: cannot be read ({error.strerror}). Give the path of a "
             "YAML file."
         ) from error
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
+    # A ValueError is of bytes that are no text, or a date like 2025-13-01.
+    except (yaml.YAMLError, ValueError) as error:
         raise ConfigError(f"{path}: is not valid YAML: {error}") from error
     if not isinstance(values, dict):
         raise ConfigError(

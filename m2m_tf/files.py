@@ -1,6 +1,7 @@
 """Writing that leaves either the old file or the whole new one."""
 
 import contextlib
+import fcntl
 import glob
 import json
 import os
@@ -23,13 +24,27 @@ def replacing(path: str | os.PathLike):
     try:
         yield temporary
         if path.is_dir():
-            shutil.rmtree(path)
+            _remove(path)
         os.replace(temporary, path)
     finally:
-        if temporary.is_dir():
-            shutil.rmtree(temporary)
-        else:
-            temporary.unlink(missing_ok=True)
+        _remove(temporary)
+
+
+@contextlib.contextmanager
+def only_one(path: str | os.PathLike, message: str):
+    """Holds a lock file, so that nobody else does the same meanwhile.
+
+    Raises:
+        RuntimeError: With the message, if another process holds it.
+    """
+    path = pathlib.Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with open(path, "w") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RuntimeError(message) from None
+        yield
 
 
 def remove_folder(path: str | os.PathLike) -> None:
@@ -37,7 +52,7 @@ def remove_folder(path: str | os.PathLike) -> None:
     path = pathlib.Path(path)
     removed = path.with_name(f".tmp-{os.getpid()}-{path.name}")
     os.replace(path, removed)
-    shutil.rmtree(removed)
+    _remove(removed)
 
 
 def remove_abandoned(
@@ -53,13 +68,22 @@ def remove_abandoned(
     for path in pathlib.Path(folder).glob(f".tmp-*-{ending}"):
         number = path.name.split("-")[1]
         if number.isdigit() and not _is_running(int(number)):
-            if path.is_dir():
-                shutil.rmtree(path)
-            else:
-                path.unlink()
+            _remove(path)
+
+
+def _remove(path):
+    # A link to a folder is not the folder.
+    if path.is_dir() and not path.is_symlink():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 def _is_running(process):
+    # In a container each process may have the same number, 1: what bears our
+    # own was left by one before us, as nothing is written twice at a time.
+    if process == os.getpid():
+        return False
     try:
         os.kill(process, 0)
     except ProcessLookupError:

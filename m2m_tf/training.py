@@ -282,13 +282,10 @@ def _train(data, model_settings, settings, folder, epochs):
 
 def _claim(folder, data, model_settings, settings, epochs):
     """Notes what is trained in a folder, unless it is something else's."""
-    spec = to_values(data.spec)
-    # Where the tables lie is of no concern.
-    for table in ("panel", "profile", "scenarios"):
-        del spec[table]
     ours = {
         "data": fingerprint(
-            spec, dataclasses.asdict(data.preprocessor.statistics)
+            data.spec.identity,
+            dataclasses.asdict(data.preprocessor.statistics),
         ),
         "model": to_values(model_settings),
         "training": to_values(settings),

@@ -36,9 +36,10 @@ from m2m_tf.config import (
 )
 from m2m_tf.data import schema, windows
 from m2m_tf.data.dataset import ForecastData
+from m2m_tf.data.panel import table_fingerprints
 from m2m_tf.evaluation import MEDIAN_SUFFIX, evaluate_intervals
 from m2m_tf.models import unused_settings
-from pipelines.steps import table_fingerprints, write_source_tables
+from pipelines.steps import write_source_tables
 
 LABELS_FILE = "labels.json"
 _PACKAGES = ("tensorflow", "keras", "numpy", "lightgbm", "polars")
@@ -399,7 +400,7 @@ class _Dataset:
         if isinstance(self._source, pathlib.Path):
             if before == now:
                 before = labels["fingerprint"]
-                now = table_fingerprints(self._source)
+                now = table_fingerprints(DatasetSpec.load(self._source))
         elif isinstance(before, dict):
             # Older files lack settings that were added later.
             before = to_values(type(self._source)(self._source.name)) | before
@@ -519,7 +520,7 @@ class _Dataset:
         del self._samples["train"]
         values = {
             "data": self._data(),
-            "fingerprint": table_fingerprints(self.spec_path),
+            "fingerprint": table_fingerprints(data.spec),
             "description": data.spec.description,
             "tasks": list(data.spec.task_names),
             "scenarios": list(data.preprocessor.scenario_names),

@@ -13,6 +13,7 @@ from pipelines.steps import check_extras
 
 _STATE_FOLDER = "steps"
 _CONFIG_FILE = "config.json"
+_LOCK_FILE = ".lock"
 
 
 class RunError(ValueError):
@@ -44,10 +45,21 @@ def run_pipeline(
 
     Raises:
         ImportError: If a step needs an extra that is not installed.
+        RuntimeError: If the run's folder is in use by another.
     """
     check_extras(config)
     work = Workspace(config, pathlib.Path(runs), pathlib.Path(models))
-    work.folder.mkdir(parents=True, exist_ok=True)
+    busy = (
+        f"{work.folder}: another run is going on there. Wait for it, or give "
+        "this one another name."
+    )
+    with files.only_one(work.folder / _LOCK_FILE, busy):
+        _run_steps(work, until, force, report)
+    return work.folder
+
+
+def _run_steps(work, until, force, report):
+    config = work.config
     files.write_json(work.folder / _CONFIG_FILE, to_values(config))
     steps = make_steps(config)
     if until is not None:
@@ -64,7 +76,6 @@ def run_pipeline(
         started = time.monotonic()
         _run_step(work, step, key, forced=step.name == force)
         report(f"{label}: done in {time.monotonic() - started:.0f} s")
-    return work.folder
 
 
 def load_run(folder: str | os.PathLike) -> RunConfig:
@@ -103,6 +114,8 @@ def _run_step(work, step, key, forced):
     # What an interrupted run with the same inputs has left is gone on with;
     # anything else would mix two runs.
     resumes = state.get("key") == key and not state.get("done") and not forced
+    if not resumes:
+        step.check(work)
     if not resumes and not step.keeps_outputs:
         for output in step.outputs(work):
             _remove(output)

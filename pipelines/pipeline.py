@@ -5,6 +5,7 @@ import pathlib
 from collections.abc import Callable
 
 from m2m_tf.config import DatasetSpec, RunConfig, to_values
+from m2m_tf.versions import next_version, versions_of
 from pipelines import steps
 
 
@@ -60,6 +61,8 @@ class Step:
         settings: Plain values that the outputs depend on, beside those of the
             steps before.
         outputs: Files and folders that must exist when the step is done.
+        check: Raises what would end the step at once, before the outputs of
+            the last one are removed.
         keeps_outputs: Whether outputs of other settings stay (versions of an
             exported model) instead of being removed first.
     """
@@ -68,6 +71,7 @@ class Step:
     run: Callable[[Workspace], None]
     settings: Callable[[Workspace], object]
     outputs: Callable[[Workspace], list[pathlib.Path]]
+    check: Callable[[Workspace], None] = lambda work: None
     keeps_outputs: bool = False
 
 
@@ -99,6 +103,7 @@ def make_steps(config: RunConfig) -> list[Step]:
             steps.make_records,
             steps.records_settings,
             _in_folder("records"),
+            check=steps.check_tables,
         ),
         Step(
             "train",
@@ -108,6 +113,7 @@ def make_steps(config: RunConfig) -> list[Step]:
                 to_values(work.config.training),
             ],
             _in_folder("training"),
+            check=steps.check_model,
         ),
         Step(
             "evaluate",
@@ -141,7 +147,9 @@ def make_steps(config: RunConfig) -> list[Step]:
                 to_values(work.config.push),
                 str(work.served.resolve()),
             ],
-            lambda work: [work.served],
+            lambda work: (
+                versions_of(work.served) or [next_version(work.served)]
+            ),
             keeps_outputs=True,
         ),
     ]

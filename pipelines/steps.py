@@ -1,13 +1,13 @@
 """Thin steps: a workspace in, artifacts out. The work is done in m2m_tf."""
 
 import dataclasses
-import hashlib
 import tempfile
 
 from m2m_tf import evaluation_run, export as exporting, files, training
-from m2m_tf.config import DatasetSpec, fingerprint, to_values
+from m2m_tf.config import to_values
 from m2m_tf.data import panel, tfds_builder
 from m2m_tf.data.dataset import ForecastData
+from m2m_tf.models import build_model
 from m2m_tf.serving import batch_scoring, pushing
 
 TRAINING_FOLDER = "training"
@@ -44,16 +44,30 @@ def write_source_tables(source, folder) -> None:
         makers[options.pop("name")](temporary, **options)
 
 
-def make_records(work) -> None:
-    """Validates the tables, writes series records, fits the preprocessor."""
-    ForecastData.prepare(work.spec, work.folder / "records")
+def check_tables(work) -> None:
+    """Validates the tables, and tells what they hold."""
     print(panel.validate_tables(work.spec))
+
+
+def make_records(work) -> None:
+    """Writes series records, fits the preprocessor."""
+    ForecastData.prepare(work.spec, work.folder / "records")
 
 
 def records_settings(work) -> object:
     """What records depend on: the tables, and how records are written."""
     version = str(tfds_builder.PanelSeries.VERSION)
-    return [table_fingerprints(work.spec_path), version]
+    return [panel.table_fingerprints(work.spec), version]
+
+
+def check_model(work) -> None:
+    """Builds the model, since settings may not fit each other or the data."""
+    preprocessor = _data(work).preprocessor
+    build_model(
+        preprocessor.model_inputs,
+        work.config.model,
+        preprocessor.statistics.label_means,
+    )
 
 
 def train(work) -> None:
@@ -75,7 +89,7 @@ def evaluate(work) -> None:
         files.read_json(folder / training.HISTORY_FILE),
         work.folder,
         config=to_values(work.config),
-        data_fingerprint=table_fingerprints(work.spec_path),
+        data_fingerprint=panel.table_fingerprints(work.spec),
         with_lightgbm=work.config.evaluation.lightgbm,
     )
 
@@ -122,15 +136,6 @@ def push_to(work, folder) -> None:
     print(f"serving from {version}")
 
 
-def table_fingerprints(spec_path) -> dict[str, str]:
-    """Hash of the spec and of each table, to tell what has changed."""
-    spec = DatasetSpec.load(spec_path)
-    paths = {"spec": spec_path} | {
-        name: getattr(spec, name) for name in ("panel", "profile", "scenarios")
-    }
-    return {name: _hash(path) for name, path in paths.items()}
-
-
 def _data(work, holdout=True):
     return ForecastData.load(work.spec, work.folder / "records", holdout)
 
@@ -150,18 +155,3 @@ def _export(work, trained, folder, evaluated=None):
         },
         evaluated=evaluated,
     )
-
-
-def _hash(path):
-    try:
-        paths = panel.table_files(path)
-    except FileNotFoundError:
-        return "absent"  # Validation will say so.
-    hashes = []
-    for part in paths:
-        with open(part, "rb") as file:
-            hashes.append(hashlib.file_digest(file, "sha256").hexdigest()[:16])
-    if path.is_file():
-        return hashes[0]
-    names = [str(part.relative_to(path)) for part in paths]
-    return fingerprint(dict(zip(names, hashes, strict=True)))

@@ -12,6 +12,7 @@ from m2m_tf.config import DatasetSpec, TrainingSettings
 from m2m_tf.data import input_pipeline, panel, tfds_builder, windows
 from m2m_tf.features import Preprocessor, fit_preprocessor
 
+_TABLES_FILE = "tables.json"
 _PREPROCESSOR_FILE = "preprocessor.json"
 _PREPROCESSOR_OF_ALL_FILE = "preprocessor_of_all_days.json"
 
@@ -45,7 +46,8 @@ class ForecastData:
     ) -> "ForecastData":
         """Validates the tables, writes records and fits the preprocessor.
 
-        What already lies in `folder` for this spec is used as it is.
+        What lies in `folder` for this spec is used as it is, unless the tables
+        have changed.
 
         Args:
             spec: The dataset spec.
@@ -59,7 +61,16 @@ class ForecastData:
         """
         folder = pathlib.Path(folder)
         summary = panel.validate_tables(spec)
+        tables = panel.table_fingerprints(spec)
+        builder = tfds_builder.PanelSeries(spec=spec, data_dir=folder)
+        written = pathlib.Path(builder.data_path)
+        path = written / _TABLES_FILE
+        if written.exists() and (
+            not path.exists() or files.read_json(path) != tables
+        ):
+            files.remove_folder(written)
         builder = tfds_builder.prepare_records(spec, folder, summary.entities)
+        files.write_json(path, tables)
         records = tfds_builder.read_records(builder)
         path = _preprocessor_path(builder, holdout)
         if not path.exists():
@@ -73,9 +84,18 @@ class ForecastData:
     def load(
         cls, spec: DatasetSpec, folder: str | os.PathLike, holdout: bool = True
     ) -> "ForecastData":
-        """Opens what `prepare` has written for this spec."""
+        """Opens what `prepare` has written for this spec.
+
+        Raises:
+            FileNotFoundError: If there is nothing of the kind.
+        """
         builder = tfds_builder.PanelSeries(spec=spec, data_dir=folder)
         path = _preprocessor_path(builder, holdout)
+        if not path.exists():
+            raise FileNotFoundError(
+                f"{folder}: holds no records of this spec. Make them with "
+                "`m2m-tf run`, or `ForecastData.prepare`."
+            )
         config = json.loads(path.read_text(encoding="utf-8"))
         return cls(
             spec,

@@ -9,6 +9,7 @@ import collections
 import contextlib
 import dataclasses
 import datetime
+import hashlib
 import math
 import pathlib
 import urllib.parse
@@ -17,7 +18,7 @@ from collections.abc import Iterator
 import numpy as np
 import polars as pl
 
-from m2m_tf.config import AttributeColumns, DatasetSpec
+from m2m_tf.config import AttributeColumns, DatasetSpec, fingerprint
 from m2m_tf.data import schema, windows
 
 # Panel rows that `iter_records` holds at a time.
@@ -95,6 +96,7 @@ class Summary:
     panel_rows: int
     first_day: datetime.date
     last_day: datetime.date
+    end: datetime.date
     cutoffs: dict[str, int]
 
     def __str__(self):
@@ -103,6 +105,11 @@ class Summary:
             f"{self.entities:,} entities, {self.scenarios} scenarios, "
             f"{self.pairs:,} pairs, {self.panel_rows:,} panel rows, "
             f"{self.first_day} to {self.last_day}; cutoffs: {cutoffs}"
+        ) + (
+            f"\nmind: no row is newer than {self.last_day}; the days up to "
+            f"`end` ({self.end}) count as zeros"
+            if self.last_day < self.end
+            else ""
         )
 
 
@@ -177,12 +184,17 @@ def table_files(path: pathlib.Path) -> list[pathlib.Path]:
     found = sorted(
         file
         for file in path.rglob("*")
-        if file.suffix in _ENDINGS
-        and file.is_file()
+        if file.is_file()
         and not any(
             part.startswith(("_", ".")) for part in file.relative_to(path).parts
         )
     )
+    if other := [file for file in found if file.suffix not in _ENDINGS]:
+        raise ValueError(
+            f"{path}: {len(other)} of its files are neither .parquet nor .csv "
+            "and would be missing in the table. Unpack or rename them, or move "
+            f"them elsewhere. Received: {other[0].relative_to(path)}."
+        )
     if not found:
         raise FileNotFoundError(
             f"{path}: the folder holds no .parquet or .csv file. Check the "
@@ -237,6 +249,37 @@ def _reading(path):
         raise ValueError(
             f"{path}: cannot be read as a table; {advice}. Received: {error}."
         ) from error
+
+
+def table_fingerprints(spec: DatasetSpec) -> dict[str, str]:
+    """Hash of the spec and of each table, to tell what has changed.
+
+    Where the tables lie does not matter, nor a comment in the spec's file.
+
+    Example:
+
+    >>> list(table_fingerprints(data.spec))
+    ['spec', 'panel', 'profile', 'scenarios']
+    """
+    return {"spec": fingerprint(spec.identity)} | {
+        name: _hash(getattr(spec, name))
+        for name in ("panel", "profile", "scenarios")
+    }
+
+
+def _hash(path):
+    try:
+        paths = table_files(path)
+    except FileNotFoundError:
+        return "absent"  # Validation will say so.
+    hashes = []
+    for part in paths:
+        with open(part, "rb") as file:
+            hashes.append(hashlib.file_digest(file, "sha256").hexdigest()[:16])
+    if path.is_file():
+        return hashes[0]
+    names = [str(part.relative_to(path)) for part in paths]
+    return fingerprint(dict(zip(names, hashes, strict=True)))
 
 
 def read_panel(spec: DatasetSpec) -> pl.LazyFrame:
@@ -583,7 +626,7 @@ def _scenario_table(spec):
     unknown (empty, NaN), which fall to the out-of-vocabulary rows.
     """
     table = read_scenarios(spec)
-    seen = read_panel(spec).select(pl.col(spec.scenario).unique()).collect()
+    seen = _rows_of_days(spec).select(pl.col(spec.scenario).unique()).collect()
     new = seen.join(table, on=spec.scenario, how="anti").sort(spec.scenario)
     new = new.with_columns(
         *[pl.lit("").alias(n) for n in spec.scenario_columns.categorical],
@@ -824,7 +867,7 @@ def _suspicious_columns(frame, columns):
 def _range_problems(spec):
     frame = scan_table(spec.panel)
     date = _date(spec.date, frame.collect_schema()[spec.date])
-    return _find(
+    problems = _find(
         frame,
         spec.panel,
         spec.date,
@@ -832,6 +875,20 @@ def _range_problems(spec):
         f"has dates outside {spec.start} to {spec.end}; correct the rows or "
         "`start` and `end` of the spec",
     )
+    last = frame.select(date.max()).collect().item()
+    if last is not None and (spec.end - last).days >= spec.horizon:
+        problems.append(
+            Problem(
+                spec.panel.name,
+                spec.date,
+                0,
+                f"has no row in the {(spec.end - last).days} days up to "
+                f"`end` ({spec.end}), which would count as zeros; correct "
+                "`end` or add the rows",
+                f"newest: {last}",
+            )
+        )
+    return problems
 
 
 def _unlisted(spec, key, path):
@@ -884,6 +941,7 @@ def _summarise(spec, splits):
     ).collect()
     return Summary(
         **counts.row(0, named=True),
+        end=spec.end,
         cutoffs={
             name: len(getattr(splits, name)) for name in windows.SPLIT_NAMES
         },

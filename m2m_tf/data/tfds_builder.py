@@ -64,7 +64,7 @@ class PanelSeries(tfds.core.GeneratorBasedBuilder):
         self._entities = entities
         config = tfds.core.BuilderConfig(
             # Records of another spec must never be taken for this one's.
-            name=f"{spec.name}-{fingerprint(spec)[:8]}",
+            name=f"{spec.name}-{fingerprint(spec.identity)[:8]}",
             version=self.VERSION,
             description=spec.description,
         )

@@ -107,7 +107,8 @@ class Preprocessor(keras.layers.Layer):
             else Statistics(**statistics)
         )
         self._lookups = {
-            name: keras.layers.StringLookup(vocabulary=vocabulary)
+            # Without a known value each is unknown, that of no name as well.
+            name: keras.layers.StringLookup(vocabulary=vocabulary or [""])
             for name, vocabulary in self.statistics.vocabularies.items()
         }
         self.built = True

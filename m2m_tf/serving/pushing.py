@@ -3,7 +3,6 @@
 import contextlib
 import dataclasses
 import datetime
-import fcntl
 import os
 import pathlib
 import shutil
@@ -175,15 +174,10 @@ def rollback(folder: str | os.PathLike) -> pathlib.Path:
 @contextlib.contextmanager
 def _only_push(folder):
     """Holds the folder's lock; clears what killed pushes have left."""
-    folder.mkdir(parents=True, exist_ok=True)
-    with open(folder / _LOCK_FILE, "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RuntimeError(
-                f"{folder}: another push is going on. Try again when it has "
-                "ended."
-            ) from None
+    message = (
+        f"{folder}: another push is going on. Try again when it has ended."
+    )
+    with files.only_one(folder / _LOCK_FILE, message):
         files.remove_abandoned(folder)
         yield
 

@@ -489,3 +489,21 @@ def test_message_counts_the_problems_and_lists_them():
         first, *lines = str(panel.DataValidationError(problems)).split("\n")
         assert first == f"The tables break the data contract in {count}:"
         assert lines == [f"  {problem}" for problem in problems]
+
+
+def test_a_new_part_of_a_folder_is_a_changed_table(tmp_path):
+    spec = DatasetSpec.load(write_clinic_tables(tmp_path))
+    rows = pl.read_parquet(tmp_path / "panel.parquet")
+    (tmp_path / "panel.parquet").unlink()
+    folder = tmp_path / "panel.parquet" / "day=1"
+    folder.mkdir(parents=True)
+    rows[:-1].write_parquet(folder / "a.parquet")
+    first = panel.table_fingerprints(spec)
+    assert panel.table_fingerprints(spec) == first
+    rows[-1:].write_parquet(folder / "b.parquet")
+    second = panel.table_fingerprints(spec)
+    (folder / "b.parquet").rename(folder.parent / "b.parquet")
+    third = panel.table_fingerprints(spec)
+    for table in ("spec", "profile", "scenarios"):
+        assert first[table] == second[table] == third[table]
+    assert len({first["panel"], second["panel"], third["panel"]}) == 3

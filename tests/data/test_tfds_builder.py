@@ -26,7 +26,7 @@ def test_records_read_back_equal_those_of_the_tables(clinic_data):
 def test_prepared_folder_opens_as_a_plain_tfds_dataset(clinic_spec, tmp_path):
     builder = tfds_builder.prepare_records(clinic_spec, tmp_path)
     plain = tfds.builder_from_directory(builder.data_dir)
-    assert str(plain.version) == "1.2.0"
+    assert plain.version == tfds_builder.PanelSeries.VERSION
     assert plain.info.splits["series"].num_examples == 12
 
 

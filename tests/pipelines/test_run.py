@@ -329,24 +329,6 @@ def test_only_steps_with_changed_inputs_run_again(tmp_path, monkeypatch):
     ) == ["predict"]
 
 
-def test_a_new_part_of_a_folder_is_a_changed_table(tmp_path):
-    spec = write_clinic_tables(tmp_path)
-    rows = pl.read_parquet(tmp_path / "panel.parquet")
-    (tmp_path / "panel.parquet").unlink()
-    folder = tmp_path / "panel.parquet" / "day=1"
-    folder.mkdir(parents=True)
-    rows[:-1].write_parquet(folder / "a.parquet")
-    first = steps.table_fingerprints(spec)
-    assert steps.table_fingerprints(spec) == first
-    rows[-1:].write_parquet(folder / "b.parquet")
-    second = steps.table_fingerprints(spec)
-    (folder / "b.parquet").rename(folder.parent / "b.parquet")
-    third = steps.table_fingerprints(spec)
-    for table in ("spec", "profile", "scenarios"):
-        assert first[table] == second[table] == third[table]
-    assert len({first["panel"], second["panel"], third["panel"]}) == 3
-
-
 def test_another_format_of_records_is_written_anew(tmp_path, monkeypatch):
     config = RunConfig(name="clinics", data=write_clinic_tables(tmp_path))
     ran = []
