@@ -21,7 +21,7 @@ from m2m_tf.data import schema
 from m2m_tf.features import Preprocessor
 from m2m_tf.forecast import LOWER, MEDIAN, UPPER, has_shape
 from m2m_tf.models import ForecastModel
-from m2m_tf.versions import next_version
+from m2m_tf.versions import SAVED_MODEL_FILE, next_version
 
 EXTRA_FOLDER = "assets.extra"
 CONTRACT_FILE = f"{EXTRA_FOLDER}/m2m_contract.json"
@@ -29,7 +29,6 @@ CARD_FILE = f"{EXTRA_FOLDER}/model_card.md"
 EVALUATED_FOLDER = f"{EXTRA_FOLDER}/evaluated"
 # The name that TF Serving looks for.
 WARMUP_FILE = f"{EXTRA_FOLDER}/tf_serving_warmup_requests"
-_GRAPH_FILE = "saved_model.pb"
 
 
 def export_model(
@@ -195,7 +194,7 @@ def _describe_outputs(model, spec):
 def _describe_signatures(version):
     """Names, dtypes and shapes (-1: any size) as the SavedModel has them."""
     graph = saved_model_pb2.SavedModel.FromString(
-        (version / _GRAPH_FILE).read_bytes()
+        (version / SAVED_MODEL_FILE).read_bytes()
     )
     return {
         name: {

@@ -3,6 +3,8 @@
 import os
 import pathlib
 
+SAVED_MODEL_FILE = "saved_model.pb"
+
 
 def versions_of(folder: str | os.PathLike) -> list[pathlib.Path]:
     """Folders of a model's versions, oldest first.
@@ -46,7 +48,7 @@ def latest_version(model: str | os.PathLike) -> pathlib.Path:
     '1'
     """
     model = pathlib.Path(model)
-    if (model / "saved_model.pb").exists():
+    if (model / SAVED_MODEL_FILE).exists():
         return model
     versions = versions_of(model)
     if not versions:

@@ -26,12 +26,21 @@ def main(arguments: list[str] | None = None) -> int:
             file=sys.stderr,
         )
         return 130
-    except (ValueError, OSError, ImportError, RuntimeError) as error:
-        if options.debug:
+    except Exception as error:
+        if options.debug or not isinstance(error, _told()):
             raise
         print(f"m2m-tf: {error}", file=sys.stderr)
         return 2
     return 0
+
+
+def _told():
+    """Exceptions of bad input or of this machine, told without a traceback."""
+    kinds = (ValueError, OSError, ImportError, RuntimeError)
+    if polars := sys.modules.get("polars"):
+        # A full disk, for one.
+        kinds += (polars.exceptions.PolarsError,)
+    return kinds
 
 
 def _hide_notices():

@@ -94,6 +94,28 @@ def test_all_problems_of_a_spec_are_reported_together(tmp_path):
         assert word in str(caught.value)
 
 
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (
+            lambda text: text.replace("'2025-03-01'", "2025-13-01"),
+            "spec.yaml: is not valid YAML: month must",
+        ),
+        (
+            lambda text: text + "entity: other\n",
+            "spec.yaml: .*'entity' stands there twice",
+        ),
+    ],
+)
+def test_yaml_that_says_something_else_is_refused(tmp_path, change, message):
+    spec = write_clinic_tables(tmp_path)
+    changed = change(spec.read_text())
+    assert changed != spec.read_text()
+    spec.write_text(changed)
+    with pytest.raises(ConfigError, match=f"(?s){message}"):
+        DatasetSpec.load(spec)
+
+
 def test_missing_file_is_named(tmp_path):
     with pytest.raises(ConfigError, match="nowhere.yaml: cannot be read"):
         DatasetSpec.load(tmp_path / "nowhere.yaml")

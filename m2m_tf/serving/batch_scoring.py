@@ -31,6 +31,8 @@ BATCH = 1024
 _BATCHES_AHEAD = 16
 _END_OF_CHUNK = object()
 _PARTS = "part-*.parquet"
+# Of the folder beside a single file that is being written.
+_PARTS_ENDING = ".parts"
 _STATE_FILE = "scoring.json"
 
 
@@ -129,7 +131,8 @@ def score_tables(
     if output.suffix != ".parquet":
         return scoring.write_parts(output)
     with files.replacing(output) as temporary:
-        parts = temporary.with_name(temporary.name + ".parts")
+        files.remove_abandoned(output.parent, output.name + _PARTS_ENDING)
+        parts = temporary.with_name(temporary.name + _PARTS_ENDING)
         try:
             summary = scoring.write_parts(parts)
             pl.scan_parquet(parts / _PARTS).sink_parquet(temporary)
@@ -152,6 +155,7 @@ def _check_output(output, spec):
             f"{output}: is a folder and would be lost. Give another file."
         )
     for table in (spec.panel, spec.profile, spec.scenarios):
+        table = table.resolve()
         if output.resolve() == table:
             raise ContractError(
                 f"{output}: is a table of the spec and would be lost. Give "
@@ -181,6 +185,8 @@ class _Scoring:
         """Writes what the folder lacks; returns the summary of all of it."""
         state = self._state_of(folder)
         folder.mkdir(parents=True, exist_ok=True)
+        # First: whose half-written part it is must be known, too.
+        files.write_json(folder / _STATE_FILE, state)
         with tqdm(
             total=self._grids.num_pairs,
             initial=sum(x["forecasts"] for x in state["parts"].values()),
@@ -224,7 +230,9 @@ class _Scoring:
             state = files.read_json(path)
             if state["key"] == blank["key"]:
                 return state
-        elif not folder.exists() or not any(folder.iterdir()):
+        elif not folder.exists() or not any(
+            x for x in folder.iterdir() if not x.name.startswith(".tmp-")
+        ):
             return blank
         raise ContractError(
             f"{folder}: holds something else than forecasts of this model, "

@@ -1,5 +1,6 @@
 """Lets a model into the folder that a server watches, or keeps it out."""
 
+import collections
 import contextlib
 import dataclasses
 import datetime
@@ -25,7 +26,12 @@ from m2m_tf.signatures import (
     PREDICT_ALL_SCENARIOS,
     serialize_example,
 )
-from m2m_tf.versions import latest_version, next_version, versions_of
+from m2m_tf.versions import (
+    SAVED_MODEL_FILE,
+    latest_version,
+    next_version,
+    versions_of,
+)
 
 RECEIPT_FILE = f"{EXTRA_FOLDER}/push.json"
 _LOCK_FILE = ".push.lock"
@@ -108,14 +114,28 @@ def push(
         versions = versions_of(folder)
         serving = versions[-1] if versions else None
         if serving is not None:
+            if lacking := _lacking(serving):
+                raise PushRefused(
+                    f"{serving}: is no whole version, {lacking} is missing. "
+                    "Remove the folder, or copy it there whole."
+                )
             _check_same_contract(candidate, serving, settings.new_scenarios)
         rivals = {_CANDIDATE: candidate}
         if (judged := _judged(candidate)) != candidate:
             rivals = {_CANDIDATE: judged, _REFIT: candidate}
         if serving is not None:
             rivals[_SERVING] = _judged(serving)
-        sample, first = _forecast_test_rows(rivals, data)
-        slices, problems = _compare(data, sample, settings)
+        sample, first, wrong = _forecast_test_rows(rivals, data)
+        slices, problems = (
+            [],
+            [
+                f"{count} forecasts of {output} ({key}) are negative or "
+                "not finite"
+                for (key, output), count in wrong.items()
+            ],
+        )
+        if not problems:
+            slices, problems = _compare(data, sample, settings)
         if problems:
             raise PushRefused(_refusal(candidate, serving, problems))
         _check_fresh_process(candidate, *first)
@@ -125,6 +145,7 @@ def push(
             "compared_with": serving and int(serving.name),
             "settings": dataclasses.asdict(settings),
             "slices": slices,
+            "withdrawn": _withdrawn(serving) if serving else [],
         }
         version = _publish(candidate, folder, receipt)
         _keep_last(folder, settings.keep)
@@ -136,7 +157,8 @@ def rollback(folder: str | os.PathLike) -> pathlib.Path:
 
     Numbers never go back, so that a server, and whoever reads its logs, sees
     one more version. After a rollback, another one goes a version further
-    back.
+    back. What has been rolled back from is never published again, nor what is
+    no whole version.
 
     Args:
         folder: Folder that the server watches.
@@ -157,16 +179,23 @@ def rollback(folder: str | os.PathLike) -> pathlib.Path:
         versions = versions_of(folder)
         if not versions:
             raise PushRefused(f"{folder}: holds no version.")
-        newest = _receipt(versions[-1]).get("copy_of", int(versions[-1].name))
-        earlier = [path for path in versions if int(path.name) < newest]
+        newest = _origin(versions[-1])
+        withdrawn = sorted({*_withdrawn(versions[-1]), newest})
+        earlier = [
+            path
+            for path in versions
+            if not _lacking(path) and _origin(path) not in withdrawn
+        ]
         if not earlier:
             raise PushRefused(
                 f"{folder}: no version before {newest} is left to go back to. "
-                f"There are {[int(path.name) for path in versions]}."
+                f"There are {[int(path.name) for path in versions]}, of which "
+                f"{withdrawn} were rolled back from."
             )
         receipt = _receipt(earlier[-1]) | {
             "pushed": _now(),
-            "copy_of": int(earlier[-1].name),
+            "copy_of": _origin(earlier[-1]),
+            "withdrawn": withdrawn,
         }
         return _publish(earlier[-1], folder, receipt)
 
@@ -191,6 +220,14 @@ def _check_same_contract(candidate, serving, new_scenarios):
     missing = sorted(set(theirs["outputs"]) - set(ours["outputs"]))
     parts = [f"{key} differ" for key in changed]
     parts += [f"output {name} is missing" for name in missing]
+    tasks = {task["name"]: task for task in ours["tasks"]}
+    for task in theirs["tasks"]:
+        now = tasks.get(task["name"], task)
+        if now != task:
+            parts.append(
+                f"{task['name']} was the {task['kind']} of {task['column']} "
+                f"and is the {now['kind']} of {now['column']}"
+            )
     known, before = set(ours["scenarios"]), set(theirs["scenarios"])
     if gone := sorted(before - known):
         parts.append(f"scenarios {gone} are gone")
@@ -211,7 +248,8 @@ def _forecast_test_rows(versions, data):
     """Labels, scenarios, and forecasts of all versions and naive ones.
 
     Beside them the first rows by themselves: what the model to be published
-    was given, and what it said.
+    was given, and what it said; and how many values of which output of it
+    are negative or not finite.
     """
     published = _REFIT if _REFIT in versions else _CANDIDATE
     spec = data.spec
@@ -222,6 +260,7 @@ def _forecast_test_rows(versions, data):
     }
     parts = {}
     first = None
+    wrong = collections.Counter()
     for raw in tqdm(
         data.raw("test", _BATCH).as_numpy_iterator(),
         total=-(-data.num_samples("test") // _BATCH),
@@ -239,6 +278,10 @@ def _forecast_test_rows(versions, data):
                 **{name: tf.constant(x) for name, x in inputs.items()}
             )
             row[key] = _columns(told, spec, "mean")
+            for name, values in told.items() if key != _SERVING else ():
+                values = values.numpy()
+                if count := int((~np.isfinite(values) | (values < 0)).sum()):
+                    wrong[key, name] += count
             if schema.output_name(spec.task_names[0], "median") in told:
                 row[key + evaluation.MEDIAN_SUFFIX] = _columns(
                     told, spec, "median"
@@ -251,7 +294,8 @@ def _forecast_test_rows(versions, data):
         row |= naive.naive_forecasts(spec, raw)
         for name, values in row.items():
             parts.setdefault(name, []).append(values)
-    return {name: np.concatenate(x) for name, x in parts.items()}, first
+    sample = {name: np.concatenate(x) for name, x in parts.items()}
+    return sample, first, wrong
 
 
 def _columns(told, spec, part):
@@ -308,17 +352,6 @@ def _compare(data, sample, settings):
     """Scores of each slice, and what is wrong with the candidate."""
     names = sorted(set(sample["scenario"]))
     tasks = data.spec.task_names
-    ours = {
-        k: x for k, x in sample.items() if k.startswith((_CANDIDATE, _REFIT))
-    }
-    for name, values in ours.items():
-        bad = ~np.isfinite(values) | (values < 0)
-        if bad.any():
-            tasks_of = [tasks[i] for i in np.flatnonzero(bad.any(0))]
-            return [], [
-                f"{bad.sum()} forecasts of {', '.join(tasks_of)} ({name}) are "
-                "negative or not finite"
-            ]
     scores = evaluation.evaluate_forecasts(
         sample["y_true"],
         {
@@ -394,7 +427,31 @@ def _keep_last(folder, keep):
 
 def _receipt(version):
     path = version / RECEIPT_FILE
-    return files.read_json(path) if path.exists() else {}
+    try:
+        return files.read_json(path) if path.exists() else {}
+    except ValueError as error:
+        raise PushRefused(
+            f"{path}: is no JSON, as after a copy that broke off. Copy the "
+            f"version again or remove it. Received: {error}."
+        ) from error
+
+
+def _origin(version):
+    """Number that a version had when it was pushed."""
+    return _receipt(version).get("copy_of", int(version.name))
+
+
+def _withdrawn(version):
+    """Numbers of what had been rolled back from when it was published."""
+    return _receipt(version).get("withdrawn", [])
+
+
+def _lacking(version):
+    """What a version lacks to be served and compared with, if anything."""
+    for name in (SAVED_MODEL_FILE, "variables/variables.index", CONTRACT_FILE):
+        if not (version / name).exists():
+            return name
+    return None
 
 
 def _now():

@@ -1,4 +1,5 @@
 import dataclasses
+import datetime
 
 import numpy as np
 import polars as pl
@@ -6,8 +7,10 @@ import pytest
 from hypothesis import given, settings, strategies as st
 from tables import write_clinic_tables
 
-from m2m_tf.config import DatasetSpec
+from m2m_tf.config import DatasetSpec, ModelSettings
 from m2m_tf.data import panel
+from m2m_tf.data.dataset import ForecastData
+from m2m_tf.models import build_model
 
 
 @pytest.fixture(scope="module")
@@ -507,3 +510,69 @@ def test_a_new_part_of_a_folder_is_a_changed_table(tmp_path):
     for table in ("spec", "profile", "scenarios"):
         assert first[table] == second[table] == third[table]
     assert len({first["panel"], second["panel"], third["panel"]}) == 3
+
+
+def test_a_folder_with_other_files_is_refused(tmp_path):
+    spec = write_clinic_tables(tmp_path)
+    rows = pl.read_parquet(tmp_path / "panel.parquet")
+    (tmp_path / "panel.parquet").unlink()
+    folder = tmp_path / "panel.parquet"
+    folder.mkdir()
+    rows[:-1].write_parquet(folder / "a.parquet")
+    (folder / "_SUCCESS").touch()
+    (folder / ".a.parquet.crc").touch()
+    panel.validate_tables(DatasetSpec.load(spec))
+    for name in ("b.csv.gz", "b.PARQUET"):
+        (folder / name).touch()
+        with pytest.raises(ValueError, match=f"1 of its files .*{name}"):
+            panel.validate_tables(DatasetSpec.load(spec))
+        (folder / name).unlink()
+
+
+@pytest.mark.parametrize("days", [2, 7])
+def test_days_without_rows_before_the_end_are_told(tmp_path, days):
+    spec = DatasetSpec.load(write_clinic_tables(tmp_path))
+    last = spec.end - datetime.timedelta(days=days)
+    rows = pl.read_parquet(spec.panel).filter(pl.col("day") <= last)
+    rows.write_parquet(spec.panel)
+    if days < spec.horizon:
+        told = str(panel.validate_tables(spec))
+        assert f"mind: no row is newer than {last}" in told
+    else:
+        message = f"no row in the 7 days up to `end`.*newest: {last}"
+        with pytest.raises(panel.DataValidationError, match=message):
+            panel.validate_tables(spec)
+
+
+def test_an_attribute_that_nobody_has(tmp_path):
+    spec = DatasetSpec.load(write_clinic_tables(tmp_path))
+    profile = pl.read_csv(spec.profile).with_columns(town=pl.lit(None))
+    profile.write_csv(spec.profile)
+    data = ForecastData.prepare(spec, tmp_path / "records")
+    inputs, _ = next(iter(data.train(8)))
+    sizes = data.preprocessor.model_inputs
+    model = build_model(sizes, ModelSettings(view_dim=4, knowledge_dim=4))
+    assert sizes.profile_sizes[0] == 1
+    assert np.isfinite(model(inputs)["visits"]).all()
+
+
+def test_records_are_those_of_the_tables(tmp_path):
+    spec = DatasetSpec.load(write_clinic_tables(tmp_path / "tables"))
+    records = tmp_path / "records"
+    before = ForecastData.prepare(spec, records)
+    again = ForecastData.prepare(spec, records)
+    assert again.num_samples("train") == before.num_samples("train")
+    rows = pl.read_parquet(spec.panel)
+    first = rows["clinic"].unique().sort()[0]
+    rows.filter(pl.col("clinic") != first).write_parquet(spec.panel)
+    changed = ForecastData.prepare(spec, records)
+    assert changed.num_samples("train") < before.num_samples("train")
+    # Wherever they lie.
+    (tmp_path / "tables").rename(tmp_path / "moved")
+    moved = DatasetSpec.load(tmp_path / "moved" / "spec.yaml")
+    assert ForecastData.load(moved, records).num_samples("train") == (
+        changed.num_samples("train")
+    )
+    other = dataclasses.replace(moved, lookback=14)
+    with pytest.raises(FileNotFoundError, match="no records of this spec"):
+        ForecastData.load(other, records)

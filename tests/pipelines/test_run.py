@@ -1,5 +1,6 @@
 import os
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -287,11 +288,13 @@ def fake_steps(monkeypatch, ran):
 
     def push(work):
         ran.append("push")
-        files.write_text(work.served / "1", "")
+        files.write_text(work.served / "1" / "saved_model.pb", "")
 
     monkeypatch.setattr(steps, "evaluate", evaluate)
     monkeypatch.setattr(steps, "export", export)
     monkeypatch.setattr(steps, "push", push)
+    for check in ("check_tables", "check_model"):
+        monkeypatch.setattr(steps, check, lambda work: None)
 
 
 def test_only_steps_with_changed_inputs_run_again(tmp_path, monkeypatch):
@@ -327,6 +330,56 @@ def test_only_steps_with_changed_inputs_run_again(tmp_path, monkeypatch):
     assert run(
         evaluation={"lightgbm": False}, training=TRAINING | {"seed": 1}
     ) == ["predict"]
+
+
+def test_what_cannot_work_costs_nothing(tmp_path, monkeypatch):
+    spec = write_clinic_tables(tmp_path / "tables", entities=2, days=60)
+    ran = []
+    fake_steps(monkeypatch, ran)
+
+    def run(**changes):
+        local_runner.run_pipeline(
+            RunConfig.load(write_config(tmp_path, spec, **changes)),
+            tmp_path / "runs",
+            tmp_path / "models",
+            report=lambda line: None,
+        )
+
+    run()
+    outputs = sorted((tmp_path / "runs").rglob("*"))
+
+    def refuse(work):
+        raise ValueError("refused")
+
+    ran.clear()
+    with monkeypatch.context() as patch:
+        patch.setattr(steps, "check_model", refuse)
+        with pytest.raises(ValueError, match="refused"):
+            run(training=TRAINING | {"seed": 1})
+        assert sorted((tmp_path / "runs").rglob("*")) == outputs
+    # The right settings again: nothing is to be done.
+    run()
+    assert ran == []
+    shutil.rmtree(tmp_path / "models" / "clinics" / "1")
+    run()
+    assert ran == ["push"]
+
+
+def test_two_runs_of_one_folder_do_not_mix(tmp_path, monkeypatch):
+    spec = write_clinic_tables(tmp_path / "tables", entities=2, days=60)
+    fake_steps(monkeypatch, [])
+    config = RunConfig.load(write_config(tmp_path, spec))
+
+    def run(work=None):
+        local_runner.run_pipeline(
+            config, tmp_path / "runs", tmp_path / "models"
+        )
+
+    with monkeypatch.context() as patch:
+        patch.setattr(steps, "train", run)
+        with pytest.raises(RuntimeError, match="another run is going on"):
+            run()
+    run()
 
 
 def test_another_format_of_records_is_written_anew(tmp_path, monkeypatch):

@@ -1,5 +1,9 @@
 import dataclasses
 import datetime
+import pathlib
+import signal
+import subprocess
+import sys
 
 import numpy as np
 import polars as pl
@@ -150,6 +154,49 @@ def test_a_folder_of_parts_goes_on_where_it_was_stopped(
     assert into_folder().forecasts == 36
 
 
+@pytest.mark.parametrize("name", ["week", "week.parquet"])
+def test_a_kill_in_the_first_part_leaves_nothing_in_the_way(
+    exported, clinic_spec, tmp_path, monkeypatch, name
+):
+    output = tmp_path / "forecasts" / name
+    command = (
+        "import polars, os, signal\n"
+        "write = polars.DataFrame.write_parquet\n"
+        "def killed(self, path):\n"
+        "    write(self, path)\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "polars.DataFrame.write_parquet = killed\n"
+        "import pathlib\n"
+        "from m2m_tf.config import DatasetSpec\n"
+        "from m2m_tf.serving.batch_scoring import score_tables\n"
+        f"spec = DatasetSpec.load({str(clinic_spec.panel.parent)!r} + "
+        "'/spec.yaml')\n"
+        f"score_tables({str(exported)!r}, spec, spec.end, {str(output)!r})"
+    )
+    killed = subprocess.run([sys.executable, "-c", command], timeout=300)
+    assert killed.returncode == -signal.SIGKILL
+    assert list(output.parent.rglob(".tmp-*"))
+    summary = batch_scoring.score_tables(
+        exported, clinic_spec, clinic_spec.end, output
+    )
+    assert summary.forecasts == 36
+    assert not list(output.parent.rglob(".tmp-*"))
+
+
+def test_rows_after_the_cutoff_bring_no_scenario(exported, tmp_path):
+    spec = DatasetSpec.load(write_clinic_tables(tmp_path / "tables"))
+    panel = pl.read_parquet(spec.panel)
+    later = panel[-1:].with_columns(
+        pl.lit(spec.end).alias("day"), pl.lit("by_post").alias("visit_kind")
+    )
+    pl.concat([panel, later]).write_parquet(spec.panel)
+    before = spec.end - datetime.timedelta(days=1)
+    summary = batch_scoring.score_tables(
+        exported, spec, before, tmp_path / "week.parquet"
+    )
+    assert summary.forecasts == 36
+
+
 def test_short_history_is_scored(exported, clinic_spec, tmp_path):
     cutoff = clinic_spec.start + datetime.timedelta(days=9)
     table = score(exported, clinic_spec, tmp_path, cutoff)
@@ -199,6 +246,18 @@ def test_bad_rows_are_refused_and_nothing_is_left(exported, tmp_path):
 def test_folder_without_a_model(clinic_spec, tmp_path):
     with pytest.raises(FileNotFoundError, match="holds no SavedModel"):
         score(tmp_path, clinic_spec, tmp_path)
+
+
+def test_a_table_by_a_relative_path_is_not_written_over(
+    exported, tmp_path, monkeypatch
+):
+    spec = DatasetSpec.load(write_clinic_tables(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    relative = dataclasses.replace(spec, panel=pathlib.Path("panel.parquet"))
+    with pytest.raises(batch_scoring.ContractError, match="would be lost"):
+        batch_scoring.score_tables(
+            exported, relative, spec.end, "panel.parquet"
+        )
 
 
 def test_output_that_would_cost_something_is_refused(exported, tmp_path):

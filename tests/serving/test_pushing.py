@@ -166,11 +166,13 @@ def test_what_callers_rely_on_must_stay(clinic_data, exported, copy):
     contract = files.read_json(path)
     contract["horizon"] = 14
     contract["outputs"]["visits_total"] = "of all scenarios"
+    contract["tasks"][0] |= {"kind": "binary", "column": "open_days"}
     files.write_json(path, contract)
     with pytest.raises(
         PushRefused,
         match="callers of version 2 would break: horizon differ, "
-        "output visits_total is missing",
+        "output visits_total is missing, visits was the binary of open_days "
+        "and is the count of visits",
     ):
         push(exported, clinic_data, copy, LENIENT)
 
@@ -219,6 +221,44 @@ def test_rollback_goes_back_and_numbers_go_on(copy):
     with pytest.raises(PushRefused, match="no version before 1 is left"):
         rollback(copy)
     assert numbers(copy) == [1, 2, 3]
+
+
+def test_what_was_rolled_back_from_never_comes_back(
+    clinic_data, exported, copy
+):
+    """1 good, 2 bad, back to 1; 4 bad, back to 1 again, and no further."""
+    assert rollback(copy) == copy / "3"
+    assert push(exported, clinic_data, copy, LENIENT) == copy / "4"
+    assert rollback(copy) == copy / "5"
+    receipt = files.read_json(copy / "5" / RECEIPT_FILE)
+    assert (receipt["copy_of"], receipt["withdrawn"]) == (1, [2, 4])
+    with pytest.raises(PushRefused, match=r"\[1, 2, 4\] were rolled back"):
+        rollback(copy)
+
+
+def test_broken_versions_are_named_and_never_published(
+    clinic_data, exported, copy
+):
+    (copy / "2" / "saved_model.pb").unlink()
+    with pytest.raises(PushRefused, match="2: is no whole .*saved_model.pb"):
+        push(exported, clinic_data, copy, LENIENT)
+    shutil.copytree(copy / "1", copy / "3")
+    files.write_json(copy / "3" / RECEIPT_FILE, {})
+    assert rollback(copy) == copy / "4"
+    assert files.read_json(copy / "4" / RECEIPT_FILE)["copy_of"] == 1
+    (copy / "4" / RECEIPT_FILE).write_text("")
+    with pytest.raises(PushRefused, match="push.json: is no JSON"):
+        rollback(copy)
+
+
+def test_versions_may_be_links(clinic_data, exported, copy, tmp_path):
+    (copy / "1").rename(tmp_path / "first")
+    (copy / "1").symlink_to(tmp_path / "first")
+    settings = dataclasses.replace(LENIENT, keep=2)
+    push(exported, clinic_data, copy, settings)
+    assert numbers(copy) == [2, 3]
+    assert (tmp_path / "first" / "saved_model.pb").exists()
+    assert not list(copy.glob(".tmp-*"))
 
 
 def test_only_the_last_versions_are_kept(clinic_data, exported, copy):
