@@ -49,7 +49,7 @@ setuptools.setup(
             "starlette>=1,<2",
             "uvicorn>=0.50,<1",
             "httptools>=0.6,<1",
-            "uvloop>=0.21,<1; sys_platform != 'win32'",
+            "uvloop>=0.21,<1",
             "prometheus-client>=0.22,<1",
             "httpx>=0.28,<1",
             "orjson>=3.10,<4",

@@ -228,8 +228,10 @@ def feature_lines(spec):
         f"Columns of `behavior_sequence`: {behavior}; of "
         f"`performance_sequence`: {performance}. `total_` columns hold the "
         "entity's sum over all scenarios (`cross_scenario_totals`). "
-        "`days_observed` says how many of the last days are real: those of a "
-        "young entity are fewer than the lookback. `cutoff` counts days since "
+        "`days_observed` says how many of the last days the table covers: "
+        "fewer than the lookback only near the first day of `start`. Of a "
+        "young entity, days before its first row are zeros, as in training: "
+        "leave it at the lookback. `cutoff` counts days since "
         "1970-01-01.\n",
     ]
 

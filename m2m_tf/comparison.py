@@ -10,7 +10,7 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from m2m_tf.metrics import MIN_RATE
+from m2m_tf.metrics import NMAE, SMAPE, PoissonDeviance
 
 # Name of the best possible forecasts, where a dataset tells them.
 TRUE_RATES = "true_rates"
@@ -89,12 +89,12 @@ def forecast_sums(
     terms = {}
     for name, forecast in (("mean", mean), ("median", median)):
         forecast = np.asarray(forecast, "float64")
-        error, size = np.abs(forecast - y_true), forecast + y_true
-        terms[f"{name}_error"] = error
-        terms[f"{name}_smape"] = 2 * error / np.where(size > 0, size, 1.0)
-    rate = np.maximum(np.asarray(mean, "float64"), MIN_RATE)
-    ratio = np.where(y_true > 0, y_true, 1.0) / rate
-    terms["mean_deviance"] = 2 * (y_true * np.log(ratio) - (y_true - rate))
+        for metric, kind in ((NMAE, "error"), (SMAPE, "smape")):
+            term, _ = metric().terms(y_true, forecast)
+            terms[f"{name}_{kind}"] = np.asarray(term)
+    mean = np.asarray(mean, "float64")
+    term, _ = PoissonDeviance().terms(y_true, mean)
+    terms["mean_deviance"] = np.asarray(term)
     return _sums(terms, scenario, groups, num_scenarios)
 
 

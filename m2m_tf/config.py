@@ -79,6 +79,10 @@ class AttributeColumns:
     of the exported model, whose names TensorFlow restricts: letters from a to
     z, digits, and the signs `_`, `.`, `-` and `/`.
 
+    Args:
+        categorical: Columns of names, each value with an embedding of its own.
+        numeric: Columns of numbers, cut into buckets.
+
     Example:
 
     >>> AttributeColumns(categorical=("town",), numeric=("beds",)).names
@@ -111,6 +115,11 @@ class AttributeColumns:
 class SplitShares:
     """Shares of the cutoffs, in time order (the paper's 8:1:1).
 
+    Args:
+        train: Share to train on, the first cutoffs.
+        validation: Share that settings are chosen and trainings stopped by.
+        test: Share that is scored, the last cutoffs.
+
     Example:
 
     >>> SplitShares(train=0.7, validation=0.15, test=0.15).validation
@@ -132,6 +141,10 @@ class SplitShares:
 @dataclass(frozen=True, config=_STRICT)
 class SplitDates:
     """Last label days of training and validation; the test follows.
+
+    Args:
+        train_end: Last day that a training label may count.
+        validation_end: Last day that a validation label may count.
 
     Example:
 
@@ -494,6 +507,10 @@ SourceSettings = Annotated[
 @dataclass(frozen=True, config=_STRICT)
 class EvaluationSettings:
     """What the evaluation shows beside the model and the naive forecasts.
+
+    Args:
+        lightgbm: Whether LightGBM is fitted and scored as well; needs the
+            extra `lightgbm`.
 
     Example:
 

@@ -1,7 +1,6 @@
 """Writing that leaves either the old file or the whole new one."""
 
 import contextlib
-import fcntl
 import glob
 import json
 import os
@@ -37,6 +36,9 @@ def only_one(path: str | os.PathLike, message: str):
     Raises:
         RuntimeError: With the message, if another process holds it.
     """
+    # Not on Windows, where the library can be used all the same.
+    import fcntl
+
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w") as lock:

@@ -11,6 +11,9 @@ class FusedAdam(keras.optimizers.Adam):
     The formula (Kingma and Ba, "Adam", 2015, in the form of its section 2.1
     with ε beside √v) and the saved state are those of Keras, whose step is a
     dozen operations that each read or write a tensor as large as the variable.
+    (Of a sparse gradient that tells of a row more than once, as an embedding's
+    without a penalty may, Keras' step takes the last part alone; here the
+    parts are added up.)
     At the paper's sizes generators have 10⁸ weights, and memory is what Adam
     waits for: `docs/results/step_profile.md` has its share of a step.
 

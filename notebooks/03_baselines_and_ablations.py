@@ -240,7 +240,7 @@ Image(WORK / "differences.png", width=760)
 # - Not which network is better. These intervals are drawn over advertisers
 #   alone: one seed each says nothing of the spread between trainings, minor
 #   scenarios have a dozen or two test samples, and nobody tuned any of them.
-# - On 8,000 simulated advertisers M2M has not been shown to beat its rivals
+# - On 32,000 simulated advertisers M2M has not been shown to beat its rivals
 #   (README, *Results so far*; `docs/results/simulator/notes.md`). The full
 #   study is `m2m-tf compare pipelines/configs/compare_simulator.yaml` and takes
 #   hours.

@@ -94,7 +94,12 @@ def make_steps(config: RunConfig) -> list[Step]:
     refit = []
     if config.refit:
         refit = [
-            Step("refit", steps.refit, lambda work: None, _in_folder("refit"))
+            Step(
+                "refit",
+                steps.refit,
+                lambda work: None,
+                _in_folder(steps.REFIT_FOLDER),
+            )
         ]
     return [
         *source,
@@ -112,7 +117,7 @@ def make_steps(config: RunConfig) -> list[Step]:
                 to_values(work.config.model),
                 to_values(work.config.training),
             ],
-            _in_folder("training"),
+            _in_folder(steps.TRAINING_FOLDER),
             check=steps.check_model,
         ),
         Step(
@@ -124,7 +129,10 @@ def make_steps(config: RunConfig) -> list[Step]:
                 | ({"refit": True} if work.config.refit else {})
             ),
             _in_folder(
-                "metrics.json", "test_forecasts.parquet", "plots", "report.html"
+                steps.METRICS_FILE,
+                "test_forecasts.parquet",
+                "plots",
+                "report.html",
             ),
         ),
         *refit,

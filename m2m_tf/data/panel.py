@@ -22,7 +22,7 @@ from m2m_tf.config import AttributeColumns, DatasetSpec, fingerprint
 from m2m_tf.data import schema, windows
 
 # Panel rows that `iter_records` holds at a time.
-_CHUNK_ROWS = 2_000_000
+CHUNK_ROWS = 2_000_000
 # Sums over a window and over scenarios must be finite in float32 (3e38), too.
 _LARGEST = 1e30
 _ENDINGS = (".parquet", ".csv")
@@ -430,7 +430,7 @@ def _table_problems(spec, only_days=False):
 
 
 def iter_records(
-    spec: DatasetSpec, chunk_rows: int = _CHUNK_ROWS
+    spec: DatasetSpec, chunk_rows: int = CHUNK_ROWS
 ) -> Iterator[dict]:
     """Yields one record per entity (`schema.record_tensors`), NumPy values.
 
@@ -479,7 +479,7 @@ class Grids:
     (3, 3, 120, 6)
     """
 
-    def __init__(self, spec: DatasetSpec, chunk_rows: int = _CHUNK_ROWS):
+    def __init__(self, spec: DatasetSpec, chunk_rows: int = CHUNK_ROWS):
         self._spec = spec
         self._scenarios = _scenario_table(spec)
         self.num_chunks = count_chunks(spec, chunk_rows)
@@ -555,7 +555,7 @@ class Grids:
             }
 
 
-def count_chunks(spec: DatasetSpec, chunk_rows: int = _CHUNK_ROWS) -> int:
+def count_chunks(spec: DatasetSpec, chunk_rows: int = CHUNK_ROWS) -> int:
     """Number of chunks of entities of about `chunk_rows` panel rows each.
 
     Example:
@@ -816,7 +816,8 @@ def _panel_problems(spec, only_days):
             path,
             f"({spec.entity}, {spec.scenario}, {spec.date})",
             (pl.col("len") > 1) & pl.col(spec.date).is_not_null(),
-            "keys stand on more than one row; add the rows up",
+            "keys stand on more than one row; add the rows up, or keep one if "
+            "they are copies",
             show=pl.format("{}, {}, {}", spec.entity, spec.scenario, spec.date),
         )
     suspects = _suspicious_columns(frame, spec.value_columns)

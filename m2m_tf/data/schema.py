@@ -174,8 +174,8 @@ def raw_features(spec: DatasetSpec) -> dict[str, Tensor]:
     """Name → shape and dtype of each raw feature of one sample.
 
     `cutoff` is in days since 1970-01-01; `days_observed` says how many of the
-    sequences' last days are real (the first ones of a short history are
-    padding).
+    sequences' last days the table covers (what lies before its first day is
+    padding; before a young entity's first row lie zeros).
 
     Example:
 

@@ -106,8 +106,10 @@ def make_splits(spec: DatasetSpec) -> Splits:
             raise SplitError(
                 f"The {name} split is empty: {len(cutoffs)} cutoffs from "
                 f"{date_of(spec, cutoffs[0])} to "
-                f"{date_of(spec, cutoffs[-1])}, stride {spec.stride}. Give "
-                "more days, a smaller stride, or other split dates."
+                f"{date_of(spec, cutoffs[-1])}, stride {spec.stride}. Between "
+                f"the label days of two splits lie {spec.horizon} days. Give "
+                "more days, a smaller stride, a shorter lookback or horizon, "
+                "or other split dates."
             )
     return splits
 

@@ -37,6 +37,7 @@ class HurdleHeads(keras.layers.Layer):
         initial_log_rates: Sequence of one number per task, the log μ at the
             start where h is the same; None starts f from zero.
         kernel_regularizer: Regularizer of u, v, w and m.
+        dtype: Dtype of weights and computation, float32 by default.
         **kwargs: Keras layer arguments, such as `name`.
 
     Call arguments:

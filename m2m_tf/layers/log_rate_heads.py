@@ -19,6 +19,7 @@ class LogRateHeads(keras.layers.Layer):
             None starts from zero. The log of the mean training label spares
             the first steps the search for each task's scale.
         kernel_regularizer: Regularizer of w.
+        dtype: Dtype of weights and computation, float32 by default.
         **kwargs: Keras layer arguments, such as `name`.
 
     Call arguments:

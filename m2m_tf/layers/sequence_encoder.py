@@ -109,7 +109,7 @@ class SequenceEncoder(keras.layers.Layer):
             raise ValueError(
                 "`num_heads` must divide the width of a day, "
                 "num_columns * embedding_dim + position_dim = "
-                f"{self._width()}; change `position_dim`. "
+                f"{self._width()}; change it or `num_heads`. "
                 f"Received: num_heads={num_heads}"
             )
         # Ids that arrive as floats must not be rounded to half precision.

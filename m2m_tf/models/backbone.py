@@ -8,7 +8,8 @@ from m2m_tf import layers
 from m2m_tf.data import schema
 from m2m_tf.regularizers import L2
 
-# Starting weights of the two history levels (lookback, last `horizon` days).
+# Starting weights of the two history levels: that of the lookback, and the
+# mean of it and that of the last `horizon` days.
 HISTORY_WEIGHTS = (0.5, 0.25)
 
 

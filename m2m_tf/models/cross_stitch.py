@@ -9,7 +9,7 @@ from m2m_tf.models.multi_task import multi_task_model
 def cross_stitch(
     spec: schema.ModelInputSpec, *, view_dim=256, **options
 ) -> ForecastModel:
-    """A network for each task, mixed after each of its layers.
+    """A network for each task, mixed before each layer of its tower.
 
     The backbone is shared, as in all rivals but `single_task`.
 

@@ -71,7 +71,7 @@ def score_tables(
     spec: DatasetSpec,
     cutoff: datetime.date,
     output: str | os.PathLike,
-    chunk_rows: int = 2_000_000,
+    chunk_rows: int = panel.CHUNK_ROWS,
 ) -> ScoringSummary:
     """Scores every (entity, scenario) of the tables at one cutoff.
 
