@@ -477,7 +477,7 @@ def cut_batch(arrays, rows):
         "performance_sequence": jnp.concatenate(
             [own[..., columns:], total[..., columns:]], -1
         ),
-        "sequence_mask": jnp.ones(days.shape, bool),
+        "sequence_mask": jnp.ones(days.shape, "int32"),
         "scenario_features": arrays["scenario"][arrays["pair_scenario"][pair]],
         "profile_features": arrays["profile"][owner],
         "dense_features": arrays["dense"][rows],

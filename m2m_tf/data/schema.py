@@ -98,7 +98,9 @@ class ModelInputSpec:
             PERFORMANCE_SEQUENCE: Tensor(
                 (self.lookback, len(self.performance_sizes)), "int32"
             ),
-            SEQUENCE_MASK: Tensor((self.lookback,), "bool"),
+            # 1 or 0: MirroredStrategy adds inputs up, which booleans are not to
+            # be.
+            SEQUENCE_MASK: Tensor((self.lookback,), "int32"),
             SCENARIO_FEATURES: Tensor((len(self.scenario_sizes),), "int32"),
             PROFILE_FEATURES: Tensor((len(self.profile_sizes),), "int32"),
             DENSE_FEATURES: Tensor((self.num_dense_features,), "float32"),

@@ -123,7 +123,7 @@ class Preprocessor(keras.layers.Layer):
         behavior = raw[schema.BEHAVIOR_SEQUENCE]
         performance = raw[schema.PERFORMANCE_SEQUENCE]
         inputs = {
-            schema.SEQUENCE_MASK: mask,
+            schema.SEQUENCE_MASK: tf.cast(mask, tf.int32),
             schema.BEHAVIOR_SEQUENCE: self._discretize(
                 behavior, schema.behavior_names(spec), mask
             ),

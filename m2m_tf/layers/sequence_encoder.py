@@ -54,8 +54,8 @@ class SequenceEncoder(keras.layers.Layer):
 
     Call arguments:
         inputs: Integer tensor `[batch, lookback, num_columns]` of ids.
-        sequence_mask: Boolean tensor `[batch, lookback]`, True for a real
-            day. None if all days are real. It is not named `mask` or
+        sequence_mask: Boolean or integer tensor `[batch, lookback]`, true
+            for a real day. None if all days are real. It is not named `mask` or
             `inputs_mask`, because Keras fills such arguments by itself.
 
     Input shape:
