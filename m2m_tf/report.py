@@ -11,6 +11,7 @@ import markupsafe
 
 from m2m_tf import files
 from m2m_tf.baselines.naive import HISTORY_MEAN
+from m2m_tf.data.schema import UNKNOWN_SCENARIO
 from m2m_tf.evaluation import METRIC_TITLES, find_concerns
 
 _TEMPLATE = "report.html.j2"
@@ -59,6 +60,13 @@ _INTERVAL_NOTE = (
     "sure it is, the share of labels inside an 80% interval is 80%: fewer "
     "means too sure, more means not sure enough. Where labels are 0 or 1 a "
     "range cannot hold exactly 80%, so a label on the edge counts in part.",
+)
+
+_UNKNOWN_NOTE = (
+    UNKNOWN_SCENARIO,
+    "Scenarios of the test split that the training split has not seen, all "
+    "together. The model does not know them by name, only by what the "
+    "scenario table tells of them.",
 )
 
 
@@ -139,9 +147,18 @@ def write_report(
         interval=interval,
         figures=[(_data_uri(png), caption) for png, caption in figures],
         settings=_flat(settings or {}),
-        notes=_NOTES if interval is None else (*_NOTES, _INTERVAL_NOTE),
+        notes=_notes(metrics[model]["cells"], interval),
     )
     files.write_text(path, html)
+
+
+def _notes(cells, interval):
+    notes = list(_NOTES)
+    if interval is not None:
+        notes.append(_INTERVAL_NOTE)
+    if any(cell["scenario"] == UNKNOWN_SCENARIO for cell in cells):
+        notes.append(_UNKNOWN_NOTE)
+    return notes
 
 
 def _headline(metrics, model, naive, interval):

@@ -82,6 +82,17 @@ def test_shows_what_it_was_given(report):
     assert "gives 2 to any positive forecast of a true 0" in text
 
 
+def test_unknown_scenarios_are_explained(report, tmp_path):
+    metrics = evaluate_forecasts(
+        [[1.0]], {"m2m": [[2.0]]}, [0], ["clicks"], ["(unknown)"]
+    )
+    path = tmp_path / "unknown.html"
+    write_report(path, title="A run", summary={}, metrics=metrics, model="m2m")
+    note = "training split has not seen, all together"
+    assert note in Page(path.read_text(encoding="utf-8")).text
+    assert note not in Page(report).text
+
+
 def test_headline_comes_first(report):
     text = Page(report).text
     # Errors of 0.5 over labels of 1 and 3; twice as much for the naive one.

@@ -37,6 +37,8 @@ LOG_HISTORY = "log_history"
 # What is told of a task, in order; all but the mean need a distribution.
 FORECAST_PARTS = ("mean", "median", "lower", "upper")
 
+# What scenarios are called in scores that training has not seen, together.
+UNKNOWN_SCENARIO = "(unknown)"
 # Index that categorical values not seen in training fall to.
 OUT_OF_VOCABULARY = 0
 

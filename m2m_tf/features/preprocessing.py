@@ -186,7 +186,7 @@ class Preprocessor(keras.layers.Layer):
     @property
     def scenario_names(self) -> tuple[str, ...]:
         """Scenarios by id; the first stands for all unknown ones."""
-        return ("(unknown)", *self.known_scenarios)
+        return (schema.UNKNOWN_SCENARIO, *self.known_scenarios)
 
     @property
     def known_scenarios(self) -> tuple[str, ...]:
