@@ -278,6 +278,12 @@ def _drop_a_column(folder):
     pl.read_parquet(path).drop("fees").write_parquet(path)
 
 
+def _drop_the_last_days(folder):
+    path = folder / "panel.parquet"
+    last = pl.col("day").max() - pl.duration(days=10)
+    pl.read_parquet(path).filter(pl.col("day") < last).write_parquet(path)
+
+
 def _repeat_an_id(folder):
     path = folder / "profile.csv"
     path.write_text(path.read_text() + path.read_text().splitlines()[1] + "\n")
@@ -304,6 +310,7 @@ CASES = {
     "A date lies outside the spec": panel_with(
         pl.col("day").dt.offset_by("1d")
     ),
+    "The last days have no row": _drop_the_last_days,
     "A scenario has no row in its table": panel_with(
         _on_first_row("visit_kind", pl.lit("chat"))
     ),

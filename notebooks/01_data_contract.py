@@ -312,7 +312,7 @@ pl.read_parquet(changed / "panel.parquet").with_columns(
     for name in spec.value_columns
 ).write_parquet(changed / "panel.parquet")
 other = m2m_tf.ForecastData.prepare(
-    m2m_tf.DatasetSpec.load(changed / "spec.yaml"), WORK / "records"
+    m2m_tf.DatasetSpec.load(changed / "spec.yaml"), changed / "records"
 )
 for ours, theirs in zip(
     data.raw("test", 1024).as_numpy_iterator(),

@@ -184,8 +184,9 @@ np.ravel(outputs["mean"])
 # Any language can do this. A row is an object of named inputs. Here every one
 # must be there, as in TF Serving: for what is not known, send the contract's
 # default (`Client` does so by itself, and a serialized `tf.Example` to the
-# signature `serving_default` may leave it out). The file that is written here
-# is what `curl` would send.
+# signature `serving_default` may leave it out). A default of null is a number
+# that is not known: the word NaN, which TF Serving reads though JSON has none.
+# The file that is written here is what `curl` would send.
 
 # %%
 row = {
@@ -194,6 +195,7 @@ row = {
     else np.asarray(rows[name][0]).tolist()
     for name, tensor in contract["inputs"].items()
 }
+row |= {name: float("nan") for name, value in row.items() if value is None}
 row["scenario"] = rows["scenario"][0].decode()
 request = {"signature_name": "predict", "instances": [row]}
 (WORK / "request.json").write_text(json.dumps(request))

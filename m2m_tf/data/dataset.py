@@ -47,7 +47,7 @@ class ForecastData:
         """Validates the tables, writes records and fits the preprocessor.
 
         What lies in `folder` for this spec is used as it is, unless the tables
-        have changed.
+        have changed. Other tables of the same spec need a folder of their own.
 
         Args:
             spec: The dataset spec.

@@ -118,7 +118,7 @@ class MetaDense(keras.layers.Layer):
         )
         self._row_dim = inputs_shape[-1]
         self.input_spec = keras.layers.InputSpec(
-            ndim=len(inputs_shape), axes={-1: self._row_dim}
+            min_ndim=2, axes={-1: self._row_dim}
         )
         self._shared_dim = 0
         if shared_inputs_shape is not None:
