@@ -182,7 +182,8 @@ class DatasetSpec:
         date: Column with the local calendar day.
         start: First day that the panel covers.
         end: Last day that the panel covers.
-        behavior: Panel columns of what the entity did (X_b).
+        behavior: Panel columns of what the entity did (X_b); `[]` if nothing of
+            the kind is recorded.
         performance: Panel columns of what came of it (X_p).
         tasks: What is predicted.
         known_future: Panel columns whose value on day d was known on day d
@@ -218,7 +219,7 @@ class DatasetSpec:
     date: str
     start: datetime.date
     end: datetime.date
-    behavior: Annotated[tuple[str, ...], Field(min_length=1)]
+    behavior: tuple[str, ...]
     performance: Annotated[tuple[str, ...], Field(min_length=1)]
     tasks: Annotated[tuple[Task, ...], Field(min_length=1)]
     known_future: tuple[str, ...] = ()

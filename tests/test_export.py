@@ -1,3 +1,4 @@
+import dataclasses
 import filecmp
 import json
 import subprocess
@@ -6,13 +7,15 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
-from tables import example_of
+from tables import SMALL_MODEL, example_of, write_clinic_tables
 from tensorflow_serving.apis import prediction_log_pb2
 
-from m2m_tf import files, training
+from m2m_tf import files, signatures, training
+from m2m_tf.config import DatasetSpec
 from m2m_tf.data import schema
+from m2m_tf.data.dataset import ForecastData
 from m2m_tf.evaluation import METRIC_TITLES
-from m2m_tf.evaluation_run import evaluate_run
+from m2m_tf.evaluation_run import evaluate_run, lightgbm_forecasts
 from m2m_tf.export import (
     CARD_FILE,
     CONTRACT_FILE,
@@ -22,6 +25,8 @@ from m2m_tf.export import (
 )
 from m2m_tf.forecast import task_forecasts
 from m2m_tf.model_card import format_card
+from m2m_tf.models import BUILDERS, build_model
+from m2m_tf.serving.batch_scoring import score_tables
 
 # Loads the model where m2m_tf cannot be imported.
 SCRIPT = """
@@ -224,3 +229,34 @@ def test_versions_count_up_and_a_failure_leaves_none(
     with pytest.raises(OSError, match="disk full"):
         export_model(model, clinic_data.preprocessor, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["1"]
+
+
+def test_nothing_that_entities_did_need_be_known(tmp_path):
+    """From tables to answers without a behavior column."""
+    path = write_clinic_tables(tmp_path / "tables", behavior=[])
+    spec = DatasetSpec.load(path)
+    data = ForecastData.prepare(spec, tmp_path / "records")
+    sizes = data.preprocessor.model_inputs
+    means = data.preprocessor.statistics.label_means
+    for name in BUILDERS:
+        settings = dataclasses.replace(SMALL_MODEL, name=name)
+        model = build_model(sizes, settings, means)
+        assert "behavior_sequence" not in model.input
+        if name == "m2m":
+            version = export_model(model, data.preprocessor, tmp_path / "m")
+    raw = next(data.raw("test", 8).as_numpy_iterator())
+    rows = {name: raw[name] for name in schema.raw_features(spec)}
+    served = tf.saved_model.load(str(version))
+    told = served.signatures["predict"](
+        **{name: tf.constant(x) for name, x in rows.items()}
+    )
+    examples = [
+        signatures.serialize_example({k: x[i] for k, x in rows.items()})
+        for i in range(8)
+    ]
+    same = served.signatures["serving_default"](examples=tf.constant(examples))
+    np.testing.assert_allclose(told["fees"], same["fees"], rtol=1e-5)
+    summary = score_tables(version, spec, spec.end, tmp_path / "week.parquet")
+    assert summary.forecasts == 36
+    forecasts = lightgbm_forecasts(data, trees={"num_leaves": 4})
+    assert np.isfinite(forecasts["lightgbm"]).all()

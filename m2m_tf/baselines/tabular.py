@@ -67,10 +67,7 @@ def tabular_features(
     True
     """
     table = {}
-    for key, names in (
-        (schema.BEHAVIOR_SEQUENCE, schema.behavior_names(spec)),
-        (schema.PERFORMANCE_SEQUENCE, schema.performance_names(spec)),
-    ):
+    for key, names in schema.past_sequences(spec).items():
         table |= _totals(spec, np.asarray(raw[key]), names)
     table |= _recent_days_and_levels(spec, raw)
     if spec.known_future:

@@ -65,7 +65,7 @@ class ModelInputSpec:
         lookback: Days of a sequence.
         horizon: Days predicted.
         task_names: Names of the outputs.
-        behavior_sizes: Ids of each behavior column.
+        behavior_sizes: Ids of each behavior column; may be empty.
         performance_sizes: Ids of each performance column.
         scenario_sizes: Ids of the scenario and of each of its attributes.
         profile_sizes: Ids of each profile attribute.
@@ -110,6 +110,8 @@ class ModelInputSpec:
                 (len(self.task_names), self.num_history_levels), "float32"
             ),
         }
+        if not self.behavior_sizes:
+            del tensors[BEHAVIOR_SEQUENCE]
         if not self.profile_sizes:
             del tensors[PROFILE_FEATURES]
         if self.known_future_sizes:
@@ -141,6 +143,21 @@ def performance_names(spec: DatasetSpec) -> tuple[str, ...]:
     return _with_totals(spec, spec.performance)
 
 
+def past_sequences(spec: DatasetSpec) -> dict[str, tuple[str, ...]]:
+    """Sequence of the lookback → its columns; one without any is left out.
+
+    Example:
+
+    >>> list(past_sequences(data.spec))
+    ['behavior_sequence', 'performance_sequence']
+    """
+    columns = {
+        BEHAVIOR_SEQUENCE: behavior_names(spec),
+        PERFORMANCE_SEQUENCE: performance_names(spec),
+    }
+    return {name: names for name, names in columns.items() if names}
+
+
 def own_columns(spec: DatasetSpec) -> dict[str, tuple[str, ...]]:
     """Sequence → its columns of one scenario alone, totals left out.
 
@@ -153,9 +170,8 @@ def own_columns(spec: DatasetSpec) -> dict[str, tuple[str, ...]]:
         BEHAVIOR_SEQUENCE: spec.behavior,
         PERFORMANCE_SEQUENCE: spec.performance,
     }
-    if spec.known_future:
-        columns[KNOWN_FUTURE] = spec.known_future
-    return {name: tuple(names) for name, names in columns.items()}
+    columns[KNOWN_FUTURE] = spec.known_future
+    return {name: tuple(names) for name, names in columns.items() if names}
 
 
 def attribute_tensors(columns, prefix: str) -> dict[str, Tensor]:
@@ -190,12 +206,10 @@ def raw_features(spec: DatasetSpec) -> dict[str, Tensor]:
         SCENARIO: Tensor((), "string"),
         CUTOFF: Tensor((), "int64"),
         DAYS_OBSERVED: Tensor((), "int64"),
-        BEHAVIOR_SEQUENCE: Tensor(
-            (spec.lookback, len(behavior_names(spec))), "float32"
-        ),
-        PERFORMANCE_SEQUENCE: Tensor(
-            (spec.lookback, len(performance_names(spec))), "float32"
-        ),
+        **{
+            name: Tensor((spec.lookback, len(columns)), "float32")
+            for name, columns in past_sequences(spec).items()
+        },
     }
     if spec.known_future:
         tensors[KNOWN_FUTURE] = Tensor(

@@ -418,10 +418,10 @@ def _sequences(spec, past, totals):
         behavior_totals, performance_totals, _ = by_role(totals)
         behavior = tf.concat([behavior, behavior_totals], -1)
         performance = tf.concat([performance, performance_totals], -1)
-    sequences = {
-        schema.BEHAVIOR_SEQUENCE: behavior,
-        schema.PERFORMANCE_SEQUENCE: performance,
-    }
+    sequences = {}
+    if spec.behavior:
+        sequences[schema.BEHAVIOR_SEQUENCE] = behavior
+    sequences[schema.PERFORMANCE_SEQUENCE] = performance
     if spec.known_future:
         # A value on day d concerns day d + horizon: the last `horizon` days
         # seen tell of the days to be predicted.

@@ -120,16 +120,12 @@ class Preprocessor(keras.layers.Layer):
         spec = self.spec
         mask = _sequence_mask(raw[schema.DAYS_OBSERVED], spec.lookback)
         levels = self._log_levels(raw)
-        behavior = raw[schema.BEHAVIOR_SEQUENCE]
-        performance = raw[schema.PERFORMANCE_SEQUENCE]
         inputs = {
             schema.SEQUENCE_MASK: tf.cast(mask, tf.int32),
-            schema.BEHAVIOR_SEQUENCE: self._discretize(
-                behavior, schema.behavior_names(spec), mask
-            ),
-            schema.PERFORMANCE_SEQUENCE: self._discretize(
-                performance, schema.performance_names(spec), mask
-            ),
+            **{
+                name: self._discretize(raw[name], columns, mask)
+                for name, columns in schema.past_sequences(spec).items()
+            },
             schema.SCENARIO_FEATURES: self._attributes(
                 raw, spec.scenario_columns, schema.SCENARIO_PREFIX, True
             ),
@@ -335,7 +331,7 @@ def dense_features(spec: DatasetSpec, raw: dict):
     observed = _observed(raw)[:, None]
     lookback_scale = spec.horizon / observed
     parts = []
-    for name in (schema.BEHAVIOR_SEQUENCE, schema.PERFORMANCE_SEQUENCE):
+    for name in schema.past_sequences(spec):
         daily = raw[name]
         parts.append(_signed_log(tf.reduce_sum(daily, 1) * lookback_scale))
         parts.append(_signed_log(tf.reduce_sum(daily[:, -spec.horizon :], 1)))

@@ -66,6 +66,8 @@ def feature_parts(
         (schema.BEHAVIOR_SEQUENCE, spec.behavior_sizes),
         (schema.PERFORMANCE_SEQUENCE, spec.performance_sizes),
     ):
+        if not sizes:
+            continue
         encoder = layers.SequenceEncoder(
             sizes,
             embedding_dim=embedding_dim,

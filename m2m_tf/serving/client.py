@@ -377,8 +377,8 @@ def _array(name, columns, spec, count, specs):
 
 def _default(name, shape, spec, count, specs):
     value = None
-    if schema.BEHAVIOR_SEQUENCE in specs:
-        days = specs[schema.BEHAVIOR_SEQUENCE].shape[-2]
+    if schema.PERFORMANCE_SEQUENCE in specs:
+        days = specs[schema.PERFORMANCE_SEQUENCE].shape[-2]
         value = default_value(name, shape, spec.dtype.name, days)
     if value is None:
         raise RequestError(f"Input {name!r} is missing in `rows`.")
