@@ -284,6 +284,11 @@ def _drop_the_last_days(folder):
     pl.read_parquet(path).filter(pl.col("day") < last).write_parquet(path)
 
 
+def _separate_by_semicolons(folder):
+    path = folder / "profile.csv"
+    path.write_text(path.read_text().replace(",", ";"))
+
+
 def _repeat_an_id(folder):
     path = folder / "profile.csv"
     path.write_text(path.read_text() + path.read_text().splitlines()[1] + "\n")
@@ -295,6 +300,7 @@ def _spec_with(old, new):
 
 CASES = {
     "A column is missing": _drop_a_column,
+    "Fields are separated by semicolons": _separate_by_semicolons,
     "An id is empty": panel_with(_on_first_row("clinic", pl.lit(""))),
     "A date is written otherwise": panel_with(
         pl.col("day").dt.strftime("%d.%m.%Y")

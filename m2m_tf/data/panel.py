@@ -684,6 +684,18 @@ def _column_problems(path, wanted):
         if file.suffix == ".csv":
             with _reading(file):
                 _scan_files([file]).select(pl.all().count()).collect()
+    names = dtypes.names()
+    if len(names) == 1 and (sign := set(";\t|") & set(names[0])):
+        return [
+            Problem(
+                path.name,
+                repr(names[0]),
+                0,
+                "is one column of several; separate fields by commas, and "
+                "write decimals with a point",
+                f"separated by: {sign.pop()!r}",
+            )
+        ]
     problems = []
     for name, content in wanted.items():
         if name not in dtypes:
