@@ -321,21 +321,20 @@ class ModelStore:
         versions = {int(path.name): path for path in versions_of(self.folder)}
         if not versions:
             os.listdir(self.folder)  # Empty, or not there for a while?
-        wanted = sorted(versions, reverse=True)[:NUM_VERSIONS]
-        changed = False
-        for version in wanted:
+        before = self._loaded
+        kept = set()
+        for version in sorted(versions, reverse=True):
+            # An older one answers as long as none of the newest can.
+            if len(kept) >= NUM_VERSIONS and kept & self._loaded.keys():
+                break
             if self._stopped.is_set():
                 return
+            kept.add(version)
             status = self._status.get(version, VersionStatus(State.START))
             if status.state == State.START or (
                 time.monotonic() >= status.next_try
             ):
                 self._load(version, versions[version], status.tries)
-                changed = True
-        # An older one answers as long as none of the newest can.
-        kept = set(wanted)
-        if not any(version in self._loaded for version in wanted):
-            kept |= set(versions)
         for version in set(self._status) - kept:
             log.info("%s: dropping version %d", self.name, version)
             # Replaced, not changed: requests read it without a lock.
@@ -343,8 +342,7 @@ class ModelStore:
                 k: x for k, x in self._loaded.items() if k != version
             }
             del self._status[version]
-            changed = True
-        if changed:
+        if self._loaded is not before:
             # TensorFlow keeps hundreds of thousands of objects. The collector
             # would walk them all in the midst of a large request, for 0.3 s.
             gc.unfreeze()
@@ -359,7 +357,7 @@ class ModelStore:
         # Whatever is wrong with a version, the ones before must go on.
         except Exception as error:
             message = f"{type(error).__name__}: {error}".split("\n")[0]
-            wait = min(_FIRST_RETRY * 2**tries, _LAST_RETRY)
+            wait = min(_FIRST_RETRY * 2 ** min(tries, 10), _LAST_RETRY)
             log.log(
                 # Once is enough to be told where.
                 logging.WARNING if tries else logging.ERROR,
