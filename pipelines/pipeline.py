@@ -1,6 +1,7 @@
 """Wiring: which steps a run has, in which order, and what each depends on."""
 
 import dataclasses
+import os
 import pathlib
 from collections.abc import Callable
 
@@ -153,7 +154,8 @@ def make_steps(config: RunConfig) -> list[Step]:
             steps.push,
             lambda work: [
                 to_values(work.config.push),
-                str(work.served.resolve()),
+                # Beside each other, they may be moved together.
+                os.path.relpath(work.served.resolve(), work.folder.resolve()),
             ],
             lambda work: (
                 versions_of(work.served) or [next_version(work.served)]

@@ -15,7 +15,8 @@ class ForecastModel(keras.Model):
 
     Attributes:
         cell_metrics: A `metrics.CellMetrics`, or None to track none. Set it
-            before `compile`.
+            before `compile`, and again after loading: it is not saved with
+            the model.
 
     Example:
 
