@@ -176,10 +176,10 @@ class HurdleLoss(keras.losses.Loss):
 
     Args:
         shape_weight: Weight of the likelihood.
-        unit: What a label's differences begin to matter at, see
-            `hurdle_negative_log_likelihood`.
         reduction: Keras reduction of the elements' losses.
         name: Name of the loss.
+        unit: What a label's differences begin to matter at, see
+            `hurdle_negative_log_likelihood`.
 
     Example:
 
@@ -192,9 +192,9 @@ class HurdleLoss(keras.losses.Loss):
     def __init__(
         self,
         shape_weight=1.0,
-        unit=1.0,
         reduction="sum_over_batch_size",
         name="hurdle_loss",
+        unit=1.0,
     ):
         super().__init__(name=name, reduction=reduction, dtype="float32")
         self.shape_weight = float(shape_weight)
@@ -250,6 +250,6 @@ def joint_hurdle(task_weights, label_units=None):
     """
     units = label_units or {}
     return {
-        name: HurdleLoss(_SHAPE_WEIGHT / weight, units.get(name, 1.0))
+        name: HurdleLoss(_SHAPE_WEIGHT / weight, unit=units.get(name, 1.0))
         for name, weight in task_weights.items()
     }

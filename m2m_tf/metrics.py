@@ -299,14 +299,9 @@ class CellMetrics(keras.metrics.Metric):
         if sample_weight is not None:
             if not isinstance(sample_weight, dict):
                 sample_weight = dict.fromkeys(self.task_names, sample_weight)
-            ones = ops.ones_like(scenario)
-            sample_weight = self._joined(
-                {
-                    name: ones if weights is None else weights
-                    for name in self.task_names
-                    for weights in [sample_weight.get(name)]
-                }
-            )
+            given = {k: x for k, x in sample_weight.items() if x is not None}
+            ones = dict.fromkeys(self.task_names, ops.ones_like(scenario))
+            sample_weight = self._joined(ones | given)
         y_true, y_pred = self._joined(y_true), self._joined(y_pred)
         for part in self.parts:
             part.update_state(

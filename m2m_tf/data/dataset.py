@@ -12,7 +12,6 @@ from m2m_tf.config import DatasetSpec, TrainingSettings
 from m2m_tf.data import input_pipeline, panel, tfds_builder, windows
 from m2m_tf.features import Preprocessor, fit_preprocessor
 
-_TABLES_FILE = "tables.json"
 _PREPROCESSOR_FILE = "preprocessor.json"
 _PREPROCESSOR_OF_ALL_FILE = "preprocessor_of_all_days.json"
 
@@ -61,16 +60,7 @@ class ForecastData:
         """
         folder = pathlib.Path(folder)
         summary = panel.validate_tables(spec)
-        tables = panel.table_fingerprints(spec)
-        builder = tfds_builder.PanelSeries(spec=spec, data_dir=folder)
-        written = pathlib.Path(builder.data_path)
-        path = written / _TABLES_FILE
-        if written.exists() and (
-            not path.exists() or files.read_json(path) != tables
-        ):
-            files.remove_folder(written)
         builder = tfds_builder.prepare_records(spec, folder, summary.entities)
-        files.write_json(path, tables)
         records = tfds_builder.read_records(builder)
         path = _preprocessor_path(builder, holdout)
         if not path.exists():

@@ -8,16 +8,19 @@ records are read (`input_pipeline`).
 import contextlib
 import io
 import os
+import pathlib
 
 import numpy as np
 import tensorflow_datasets as tfds
 from absl import logging
 from tqdm import tqdm
 
+from m2m_tf import files
 from m2m_tf.config import DatasetSpec, fingerprint
 from m2m_tf.data import panel, schema
 
 SPLIT = "series"
+_TABLES_FILE = "tables.json"
 
 
 class _LocalInfo(tfds.core.DatasetInfo):
@@ -104,7 +107,10 @@ class PanelSeries(tfds.core.GeneratorBasedBuilder):
 def prepare_records(
     spec: DatasetSpec, data_dir: str | os.PathLike, entities: int | None = None
 ) -> PanelSeries:
-    """Writes the records unless they are there, and returns the builder.
+    """Writes the records unless those of the tables are there.
+
+    Returns:
+        The builder.
 
     Example:
 
@@ -114,10 +120,20 @@ def prepare_records(
     12
     """
     builder = PanelSeries(spec=spec, data_dir=data_dir, entities=entities)
+    written = pathlib.Path(builder.data_path)
+    path = written / _TABLES_FILE
+    tables = panel.table_fingerprints(spec)
+    if path.exists() and files.read_json(path) == tables:
+        return builder
+    if written.exists():
+        files.remove_folder(written)
+        # The first one knows what was there.
+        builder = PanelSeries(spec=spec, data_dir=data_dir, entities=entities)
     with _quiet():
         builder.download_and_prepare(
             download_config=tfds.download.DownloadConfig(try_download_gcs=False)
         )
+    files.write_json(path, tables)
     return builder
 
 

@@ -82,10 +82,7 @@ class ColumnEmbedding(keras.layers.Layer):
         self.embedding.build(input_shape)
 
     def call(self, inputs):
-        ids = ops.convert_to_tensor(inputs)
-        # In their own type first: what int32 cannot hold is not to wrap round.
-        ids = ops.clip(ids, 0, max(self.vocabulary_sizes))
-        ids = ops.cast(ids, "int32")
+        ids = ops.cast(inputs, "int32")
         sizes = ops.convert_to_tensor(self.vocabulary_sizes, dtype="int32")
         ids = ops.clip(ids, 0, sizes - 1)
         first_rows = ops.cumsum(sizes) - sizes

@@ -226,13 +226,12 @@ class _Scoring:
         """What a folder holds of these very forecasts, or a blank state."""
         blank = {"key": self._key(), "parts": {}}
         path = folder / _STATE_FILE
+        files.remove_abandoned(folder)
         if path.exists():
             state = files.read_json(path)
             if state["key"] == blank["key"]:
                 return state
-        elif not folder.exists() or not any(
-            x for x in folder.iterdir() if not x.name.startswith(".tmp-")
-        ):
+        elif not folder.exists() or not any(folder.iterdir()):
             return blank
         raise ContractError(
             f"{folder}: holds something else than forecasts of this model, "

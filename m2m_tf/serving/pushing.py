@@ -126,14 +126,10 @@ def push(
         if serving is not None:
             rivals[_SERVING] = _judged(serving)
         sample, first, wrong = _forecast_test_rows(rivals, data)
-        slices, problems = (
-            [],
-            [
-                f"{count} forecasts of {output} ({key}) are negative or "
-                "not finite"
-                for (key, output), count in wrong.items()
-            ],
-        )
+        problems = [
+            f"{count} forecasts of {output} ({key}) are negative or not finite"
+            for (key, output), count in wrong.items()
+        ]
         if not problems:
             slices, problems = _compare(data, sample, settings)
         if problems:
