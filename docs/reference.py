@@ -24,8 +24,8 @@ MADE = """
 CONTRACT_HEAD = f"""\
 # Data contract
 {MADE}
-Three tables, Parquet or CSV files or folders of them, and a YAML spec that
-says which column plays which role.
+Three tables (two of them optional), Parquet or CSV files or folders of them,
+and a YAML spec that says which column plays which role.
 [Architecture](architecture.md#data-contract) tells what is made of them,
 [Use your own data](how_to/own_data.md) how to begin.
 """

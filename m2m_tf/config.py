@@ -38,6 +38,8 @@ _Positive = Annotated[float, Field(gt=0)]
 _Network = Literal[
     "m2m", "single_task", "shared_bottom", "cross_stitch", "mmoe", "mran", "cgc"
 ]
+# Settings of a spec that say where a table lies.
+_TABLES = ("panel", "profile", "scenarios")
 _INPUT_NAME = re.compile(r"[A-Za-z0-9_./-]+")
 
 
@@ -168,15 +170,13 @@ class SplitDates:
 
 @dataclass(frozen=True, config=_STRICT)
 class DatasetSpec:
-    """Which column of the user's three tables plays which role.
+    """Which column of the user's tables plays which role.
 
     Args:
         name: Name of the dataset.
         panel: Parquet or CSV file, or a folder of such files (one a day, for
             instance): one row per (entity, scenario, day); days without a row
             are days of zeros.
-        profile: File or folder as well: one row per entity.
-        scenarios: File or folder as well: one row per scenario.
         entity: Column with the entity's (advertiser's) id.
         scenario: Column with the scenario's id.
         date: Column with the local calendar day.
@@ -190,7 +190,12 @@ class DatasetSpec:
             and concerns day d + horizon (bookings, price plans). The model
             sees the last `horizon` of them: one for each day it predicts, and
             never a row dated after the cutoff.
+        profile: File or folder as well: one row per entity. None: nothing is
+            known of entities but what the panel says.
         profile_columns: Attributes of the profile table (A).
+        scenarios: File or folder as well: one row per scenario. None: nothing
+            is known of scenarios but their ids; a new one is then forecast
+            as any other new one.
         scenario_columns: Attributes of the scenario table (S).
         lookback: Days seen, up to and including the cutoff.
         horizon: Days predicted.
@@ -212,8 +217,6 @@ class DatasetSpec:
 
     name: _Name
     panel: pathlib.Path
-    profile: pathlib.Path
-    scenarios: pathlib.Path
     entity: str
     scenario: str
     date: str
@@ -223,7 +226,9 @@ class DatasetSpec:
     performance: Annotated[tuple[str, ...], Field(min_length=1)]
     tasks: Annotated[tuple[Task, ...], Field(min_length=1)]
     known_future: tuple[str, ...] = ()
+    profile: pathlib.Path | None = None
     profile_columns: AttributeColumns = Field(default_factory=AttributeColumns)
+    scenarios: pathlib.Path | None = None
     scenario_columns: AttributeColumns = Field(default_factory=AttributeColumns)
     lookback: _Count = 40
     horizon: _Count = 7
@@ -241,6 +246,15 @@ class DatasetSpec:
         _require_unique("key and value columns", keys + self.value_columns)
         _require_unique("task names", self.task_names)
         schema.require_distinct_names(self)
+        for table, columns in (
+            ("profile", self.profile_columns),
+            ("scenarios", self.scenario_columns),
+        ):
+            if columns.names and getattr(self, table) is None:
+                raise ValueError(
+                    f"Give `{table}`, the table that {list(columns.names)} "
+                    f"stand in. Received: {table}=None."
+                )
         for task in self.tasks:
             if task.column not in self.performance:
                 raise ValueError(
@@ -279,10 +293,16 @@ class DatasetSpec:
         return (self.end - self.start).days + 1
 
     @property
+    def tables(self) -> dict[str, pathlib.Path]:
+        """Where the tables lie, of those that there are."""
+        paths = {name: getattr(self, name) for name in _TABLES}
+        return {name: path for name, path in paths.items() if path}
+
+    @property
     def identity(self) -> dict:
         """Plain values of all but where the tables lie."""
         values = to_values(self)
-        for table in ("panel", "profile", "scenarios"):
+        for table in _TABLES:
             del values[table]
         return values
 
@@ -295,7 +315,7 @@ class DatasetSpec:
         """
         path = pathlib.Path(path)
         values = read_yaml(path)
-        for table in ("panel", "profile", "scenarios"):
+        for table in _TABLES:
             if isinstance(values.get(table), str):
                 values[table] = str((path.parent / values[table]).resolve())
         return parse(cls, values, source=str(path))

@@ -12,7 +12,7 @@ from tensorflow_serving.apis import prediction_log_pb2
 
 from m2m_tf import files, signatures, training
 from m2m_tf.config import DatasetSpec
-from m2m_tf.data import schema
+from m2m_tf.data import panel, schema
 from m2m_tf.data.dataset import ForecastData
 from m2m_tf.evaluation import METRIC_TITLES
 from m2m_tf.evaluation_run import evaluate_run, lightgbm_forecasts
@@ -231,17 +231,31 @@ def test_versions_count_up_and_a_failure_leaves_none(
     assert [path.name for path in tmp_path.iterdir()] == ["1"]
 
 
-def test_nothing_that_entities_did_need_be_known(tmp_path):
-    """From tables to answers without a behavior column."""
-    path = write_clinic_tables(tmp_path / "tables", behavior=[])
+LESS_KNOWN = {
+    "behavior": {"behavior": []},
+    "attributes": {
+        "profile": None,
+        "profile_columns": {},
+        "scenarios": None,
+        "scenario_columns": {},
+    },
+}
+
+
+@pytest.mark.parametrize("unknown", LESS_KNOWN)
+def test_what_need_not_be_known(tmp_path, unknown):
+    """From tables to answers without behavior, or with the panel alone."""
+    path = write_clinic_tables(tmp_path / "tables", **LESS_KNOWN[unknown])
     spec = DatasetSpec.load(path)
+    panel.validate_tables(spec)
     data = ForecastData.prepare(spec, tmp_path / "records")
     sizes = data.preprocessor.model_inputs
     means = data.preprocessor.statistics.label_means
     for name in BUILDERS:
         settings = dataclasses.replace(SMALL_MODEL, name=name)
         model = build_model(sizes, settings, means)
-        assert "behavior_sequence" not in model.input
+        absent = "behavior_sequence", "profile_features"
+        assert absent[unknown == "attributes"] not in model.input
         if name == "m2m":
             version = export_model(model, data.preprocessor, tmp_path / "m")
     raw = next(data.raw("test", 8).as_numpy_iterator())

@@ -1,4 +1,4 @@
-"""Reads and validates the three tables of the data contract.
+"""Reads and validates the tables of the data contract.
 
 `validate_tables` reports every problem of every table at once, each with file,
 column, row count and an example. `iter_records` turns valid tables into one
@@ -262,8 +262,7 @@ def table_fingerprints(spec: DatasetSpec) -> dict[str, str]:
     ['spec', 'panel', 'profile', 'scenarios']
     """
     return {"spec": fingerprint(spec.identity)} | {
-        name: _hash(getattr(spec, name))
-        for name in ("panel", "profile", "scenarios")
+        name: _hash(path) for name, path in spec.tables.items()
     }
 
 
@@ -318,20 +317,24 @@ def last_day(spec: DatasetSpec) -> datetime.date | None:
 def read_profile(spec: DatasetSpec) -> pl.DataFrame:
     """The profile: entity id, categorical (String), numeric (Float32).
 
-    Missing values are empty texts and NaN.
+    Missing values are empty texts and NaN. Without the table: the entities
+    of the panel.
 
     Example:
 
     >>> read_profile(DatasetSpec.load("spec.yaml")).columns
     ['clinic', 'town', 'beds']
     """
+    if spec.profile is None:
+        return _ids_of_days(spec, spec.entity)
     return _read_attributes(spec.profile, spec.entity, spec.profile_columns)
 
 
 def read_scenarios(spec: DatasetSpec) -> pl.DataFrame:
     """The scenario table: id, categorical (String), numeric (Float32).
 
-    Missing values are empty texts and NaN.
+    Missing values are empty texts and NaN. Without the table: the scenarios
+    of the panel.
 
     Example:
 
@@ -339,6 +342,8 @@ def read_scenarios(spec: DatasetSpec) -> pl.DataFrame:
     >>> table["visit_kind"].to_list()
     ['booked', 'video', 'walk_in']
     """
+    if spec.scenarios is None:
+        return _ids_of_days(spec, spec.scenario)
     return _read_attributes(
         spec.scenarios, spec.scenario, spec.scenario_columns
     )
@@ -364,9 +369,9 @@ def validate_tables(spec: DatasetSpec) -> Summary:
     problems, complete = _table_problems(spec)
     if complete["panel"]:
         problems += _range_problems(spec)
-        if complete["scenarios"]:
+        if complete.get("scenarios"):
             problems += _unlisted(spec, spec.scenario, spec.scenarios)
-        if complete["profile"]:
+        if complete.get("profile"):
             problems += _unlisted(spec, spec.entity, spec.profile)
         if not problems:
             problems += _empty_tasks(spec)
@@ -408,17 +413,16 @@ def _table_problems(spec, only_days=False):
         "scenarios": _wanted_attributes(spec.scenario, spec.scenario_columns),
     }
     complete = {}
-    for table, columns in wanted.items():
-        path = getattr(spec, table)
-        found = _column_problems(path, columns)
+    for table, path in spec.tables.items():
+        found = _column_problems(path, wanted[table])
         problems += found
         complete[table] = not found
-    if complete["profile"]:
+    if complete.get("profile"):
         with _reading(spec.profile):
             problems += _attribute_problems(
                 spec.profile, spec.entity, spec.profile_columns
             )
-    if complete["scenarios"]:
+    if complete.get("scenarios"):
         with _reading(spec.scenarios):
             problems += _attribute_problems(
                 spec.scenarios, spec.scenario, spec.scenario_columns
@@ -572,6 +576,10 @@ def _rows_of_days(spec):
     return read_panel(spec).filter(days)
 
 
+def _ids_of_days(spec, key):
+    return _rows_of_days(spec).select(pl.col(key).unique().sort()).collect()
+
+
 def _read_chunk(spec, chunk, num_chunks):
     """Rows of a chunk's entities, with day numbers, and of the profile."""
     in_chunk = pl.col(spec.entity).hash(seed=0) % num_chunks == chunk
@@ -626,8 +634,10 @@ def _scenario_table(spec):
     unknown (empty, NaN), which fall to the out-of-vocabulary rows.
     """
     table = read_scenarios(spec)
-    seen = _rows_of_days(spec).select(pl.col(spec.scenario).unique()).collect()
-    new = seen.join(table, on=spec.scenario, how="anti").sort(spec.scenario)
+    seen = _ids_of_days(spec, spec.scenario)
+    new = seen.join(
+        table, on=spec.scenario, how="anti", maintain_order="left"
+    )
     new = new.with_columns(
         *[pl.lit("").alias(n) for n in spec.scenario_columns.categorical],
         *[

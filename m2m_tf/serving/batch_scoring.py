@@ -154,7 +154,7 @@ def _check_output(output, spec):
         raise ContractError(
             f"{output}: is a folder and would be lost. Give another file."
         )
-    for table in (spec.panel, spec.profile, spec.scenarios):
+    for table in spec.tables.values():
         table = table.resolve()
         if output.resolve() == table:
             raise ContractError(
@@ -243,7 +243,7 @@ class _Scoring:
         spec = self._spec
         tables = [
             file
-            for table in (spec.panel, spec.profile, spec.scenarios)
+            for table in spec.tables.values()
             for file in panel.table_files(table)
         ]
         model = [path for path in self._version.rglob("*") if path.is_file()]

@@ -483,6 +483,38 @@ def test_attributes_that_are_lists(tmp_path, table):
     assert "write one value a row (type: List(String))" in str(problem)
 
 
+@pytest.mark.parametrize("table", ATTRIBUTES)
+def test_an_attribute_table_need_not_be(tmp_path, table):
+    whole = DatasetSpec.load(write_clinic_tables(tmp_path))
+    key, columns = {
+        "profile": (whole.entity, "profile_columns"),
+        "scenarios": (whole.scenario, "scenario_columns"),
+    }[table]
+    with pytest.raises(ValueError, match=f"Give `{table}`, the table that"):
+        dataclasses.replace(whole, **{table: None})
+    less = dataclasses.replace(whole, **{table: None, columns: {}})
+    assert panel.validate_tables(less) == panel.validate_tables(whole)
+    assert table not in panel.table_fingerprints(less)
+    read = {"profile": panel.read_profile, "scenarios": panel.read_scenarios}
+    ids = read[table](less)
+    assert ids.equals(read[table](whole).select(key).sort(key))
+    # Who has left before the spec's days is not forecast.
+    late = dataclasses.replace(less, start=less.end)
+    there = pl.read_parquet(less.panel).filter(pl.col("day") == less.end)
+    assert set(read[table](late)[key]) == set(there[key])
+    kept = [name for name in next(panel.iter_records(less))]
+    for ours, theirs in zip(
+        panel.iter_records(less), panel.iter_records(whole), strict=True
+    ):
+        assert list(ours) == kept and len(kept) == len(theirs) - 2
+        for name in kept:
+            np.testing.assert_array_equal(ours[name], theirs[name])
+    grids = [next(panel.Grids(x).read(0, 100)) for x in (less, whole)]
+    assert set(grids[0]) == set(kept)
+    for name in kept:
+        np.testing.assert_array_equal(grids[0][name], grids[1][name])
+
+
 def test_message_counts_the_problems_and_lists_them():
     problem = panel.Problem("panel.csv", "day", 3, "is empty", "''")
     for problems, count in (
