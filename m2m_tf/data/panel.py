@@ -635,9 +635,7 @@ def _scenario_table(spec):
     """
     table = read_scenarios(spec)
     seen = _ids_of_days(spec, spec.scenario)
-    new = seen.join(
-        table, on=spec.scenario, how="anti", maintain_order="left"
-    )
+    new = seen.join(table, on=spec.scenario, how="anti", maintain_order="left")
     new = new.with_columns(
         *[pl.lit("").alias(n) for n in spec.scenario_columns.categorical],
         *[
