@@ -158,9 +158,9 @@ def report(results):
             "which also choose the best epoch. "
             "Unweighted means over task × scenario, mean ± standard deviation "
             "over the seeds; lower is better. Of the differences, over the "
-            "seeds that both have, 95 % intervals by the bootstrap over "
-            "entities and seeds that studies use, **bold** where one excludes "
-            "0. How fast they are, at the paper's sizes: [speed.md](speed.md).",
+            "seeds that both have, the 95 % intervals over entities and seeds "
+            "that studies use, **bold** where one excludes 0. "
+            "How fast they are, at the paper's sizes: [speed.md](speed.md).",
             "",
             *tables,
         ]

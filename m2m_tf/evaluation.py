@@ -1,10 +1,11 @@
 """Scores of several forecasts on the same samples, cell by cell."""
 
+import math
 from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from m2m_tf.baselines.naive import HISTORY_MEAN
+from m2m_tf.baselines.naive import HISTORY_MEAN, LAST_WEEK
 from m2m_tf.forecast import LOWER, UPPER
 from m2m_tf.metrics import score_cells
 
@@ -188,20 +189,19 @@ def find_concerns(
     result: Mapping[str, dict],
     model: str,
     interval: Mapping | None = None,
-    naive: str = HISTORY_MEAN,
 ) -> list[str]:
-    """What speaks against a model's overall scores, in sentences.
+    """What speaks against a model's scores, in sentences.
 
     Args:
         result: What `evaluate_forecasts` returned.
         model: Name in `result` of the model's mean forecast.
         interval: What `evaluate_intervals` returned, or None.
-        naive: Name of a forecast that needs no model.
 
     Returns:
-        A sentence for each overall score (NMAE, Poisson deviance) that is
-        worse than the naive forecast's, if `result` has one, and one if the
-        interval's coverage is more than 0.03 from its level.
+        A sentence for each overall score (NMAE, Poisson deviance) and each
+        other mean forecast that is better; one if slices (task × scenario)
+        are worse than a naive forecast; and one if the interval's coverage
+        is more than 0.03 from its level.
 
     Example:
 
@@ -213,17 +213,24 @@ def find_concerns(
     ...     print(concern)
     NMAE of m2m is 100% above history_mean's (0.500 against 0.250).
     Poisson deviance of m2m is 142% above history_mean's (0.523 against 0.216).
+    1 of 1 slices has a higher Poisson deviance than a naive forecast; the worst
+    is clicks in tv (0.523, history_mean 0.216).
     """
     concerns = []
     for metric in _MEAN_METRICS:
         ours = result[model]["overall"][metric]
-        other = result[naive]["overall"][metric] if naive in result else None
-        if ours is not None and other and ours > other:
-            concerns.append(
-                f"{METRIC_TITLES[metric]} of {model} is "
-                f"{ours / other - 1:.0%} above {naive}'s "
-                f"({ours:.3f} against {other:.3f})."
-            )
+        for name, scores in result.items():
+            other = scores["overall"][metric]
+            if name == model or name.endswith(MEDIAN_SUFFIX):
+                continue
+            if ours is not None and other and ours > other:
+                concerns.append(
+                    f"{METRIC_TITLES[metric]} of {model} is "
+                    f"{ours / other - 1:.0%} above {name}'s "
+                    f"({ours:.3f} against {other:.3f})."
+                )
+    if slices := _slices_behind(result, model):
+        concerns.append(slices)
     if interval is not None:
         level, coverage = interval["level"], interval["coverage"]
         if abs(coverage - level) > _COVERAGE_TOLERANCE:
@@ -233,6 +240,34 @@ def find_concerns(
                 f"interval: it is too {width}."
             )
     return concerns
+
+
+def _slices_behind(result, model):
+    """A sentence on the cells in which a naive forecast is better, or None."""
+    metric = "poisson_deviance"
+    naive = [name for name in (HISTORY_MEAN, LAST_WEEK) if name in result]
+    behind, scored = [], 0
+    for index, cell in enumerate(result[model]["cells"]):
+        ours = cell[metric]
+        if ours is None:
+            continue
+        scored += 1
+        others = [
+            (result[name]["cells"][index][metric], name) for name in naive
+        ]
+        if others and ours > min(others)[0]:
+            other, name = min(others)
+            worst = (ours / other if other else math.inf, ours, other, name)
+            behind.append((*worst, cell["task"], cell["scenario"]))
+    if not behind or model in naive:
+        return None
+    _, ours, other, name, task, scenario = max(behind)
+    have = "have" if len(behind) > 1 else "has"
+    return (
+        f"{len(behind)} of {scored} slices {have} a higher Poisson deviance "
+        f"than a naive forecast; the worst is {task} in {scenario} "
+        f"({ours:.3f}, {name} {other:.3f})."
+    )
 
 
 def format_table(result: Mapping[str, dict], cells_of: str | None = None):

@@ -157,9 +157,9 @@ def draw_rows(
     for name, tensor in contract["inputs"].items():
         shape = (count, *tensor["shape"])
         if tensor["dtype"] == "string":
-            known = np.array(
-                [x.encode() for x in contract["vocabularies"][name]], object
-            )
+            # No value at all was known of an attribute that nobody has.
+            values = contract["vocabularies"][name] or [""]
+            known = np.array([x.encode() for x in values], object)
             columns[name] = known[rng.integers(len(known), size=shape)]
         elif tensor["dtype"] == "int64":
             columns[name] = np.full(shape, contract["lookback"], "int64")

@@ -6,6 +6,8 @@ from scipy import special
 
 # Levels of the quantiles that bound the 80 % interval, and the median's.
 LOWER, MEDIAN, UPPER = 0.1, 0.5, 0.9
+# From here on the median is told by its expansion.
+_LARGE_RATE = 1e6
 
 
 def poisson_median(rate):
@@ -37,9 +39,12 @@ def poisson_median(rate):
             f"{bad.sum()} other value(s), the first {rate[bad][0]}"
         )
     # scipy.stats would do the same, at 0.7 s of every import of the library.
-    upper = np.ceil(special.pdtrik(0.5, rate))
+    small = np.minimum(rate, _LARGE_RATE)
+    upper = np.ceil(special.pdtrik(0.5, small))
     lower = np.maximum(upper - 1, 0)
-    median = np.where(special.pdtr(lower, rate) >= 0.5, lower, upper)
+    median = np.where(special.pdtr(lower, small) >= 0.5, lower, upper)
+    # Of large rates its expansion; from 2e10 on `pdtrik` gives NaN.
+    median = np.where(rate > _LARGE_RATE, np.floor(rate + 1 / 3), median)
     return np.where(rate <= np.log(2), 0.0, median)
 
 

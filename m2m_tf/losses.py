@@ -5,6 +5,8 @@ import math
 import keras
 from keras import ops
 
+from m2m_tf.layers.hurdle_heads import NUM_PARAMETERS
+
 # Stands for the lower end of an interval that reaches below 0.
 _SMALLEST = 1e-6
 # Weight of each task's likelihood beside its λ-weighted Poisson loss. Chosen
@@ -201,6 +203,13 @@ class HurdleLoss(keras.losses.Loss):
         self.unit = float(unit)
 
     def call(self, y_true, y_pred):
+        if y_pred.shape[-1] != NUM_PARAMETERS:
+            raise ValueError(
+                f"HurdleLoss takes the {NUM_PARAMETERS} parameters that a "
+                "model of `likelihood: hurdle` gives for each task; one of "
+                "`likelihood: poisson` is trained with `joint_poisson`. "
+                f"Received: y_pred.shape={tuple(y_pred.shape)}."
+            )
         mean = poisson_log_rate(y_true, y_pred[:, :1])
         shape = hurdle_negative_log_likelihood(y_true, y_pred, self.unit)
         return ops.reshape(mean, [-1]) + self.shape_weight * shape
@@ -243,12 +252,21 @@ def joint_hurdle(task_weights, label_units=None):
         label_units: Task name → unit of its labels, see `HurdleLoss` and
             `Preprocessor.label_units`; None: 1 for all, as for counts.
 
+    Raises:
+        ValueError: If a weight is not above 0.
+
     Example:
 
     >>> joint_hurdle({"clicks": 0.5})["clicks"].shape_weight
     6.0
     """
     units = label_units or {}
+    for name, weight in task_weights.items():
+        if not weight > 0:
+            raise ValueError(
+                "`task_weights` must be above 0; leave a task out of the spec "
+                f"instead. Received: {name!r}: {weight}."
+            )
     return {
         name: HurdleLoss(_SHAPE_WEIGHT / weight, unit=units.get(name, 1.0))
         for name, weight in task_weights.items()

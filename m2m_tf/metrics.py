@@ -11,6 +11,7 @@ from keras import ops
 # A forecast of exactly 0 has an infinite Poisson deviance where something
 # happened; rates below this are raised to it.
 MIN_RATE = 1e-9
+_LEAST_RATIO = float(np.finfo("float32").tiny)
 
 
 class GroupedRatio(keras.metrics.Metric):
@@ -239,6 +240,9 @@ class PoissonDeviance(GroupedRatio):
     def terms(self, y_true, rate):
         rate = ops.maximum(rate, MIN_RATE)
         ratio = ops.where(y_true > 0, y_true, 1.0) / rate
+        # Below the least normal number processors make it 0, whose logarithm
+        # would turn a forecast beyond all bounds into the best of all.
+        ratio = ops.maximum(ratio, _LEAST_RATIO)
         deviance = 2.0 * (y_true * ops.log(ratio) - (y_true - rate))
         return deviance, ops.ones_like(deviance)
 

@@ -16,6 +16,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from m2m_tf import files
+from m2m_tf.comparison import Difference
 
 COLOURS = ("#0072B2", "#E69F00", "#009E73", "#CC79A7", "#56B4E9", "#D55E00")
 _HATCHES = ("", "//", "..", "xx", "\\\\", "++")
@@ -287,18 +288,19 @@ def plot_expert_attention(
 
 
 def plot_differences(
-    differences: Mapping[str, Mapping[str, tuple[float, float, float]]],
+    differences: Mapping[str, Mapping[str, Difference]],
     path: str | os.PathLike,
 ) -> None:
     """Differences of M2M to each rival with their intervals, by metric.
 
     Args:
-        differences: Metric's title → rival → (difference, low, high).
+        differences: Metric's title → rival → `comparison.Difference`.
         path: PNG file to write.
 
     Example:
 
-    >>> differences = {"NMAE": {"mmoe": (-0.02, -0.03, -0.01)}}
+    >>> ours = Difference(-0.02, -0.03, -0.01, is_clear=True)
+    >>> differences = {"NMAE": {"mmoe": ours}}
     >>> plot_differences(differences, "differences.png")
     """
     rivals = list(next(iter(differences.values())))
@@ -309,7 +311,7 @@ def plot_differences(
     for axis, (title, by_rival) in zip(
         axes[0], differences.items(), strict=True
     ):
-        value, low, high = np.array([by_rival[name] for name in rivals]).T
+        value, low, high = np.array([by_rival[name][:3] for name in rivals]).T
         axis.axvline(0, color="#666666", linestyle="--")
         axis.errorbar(
             value,

@@ -136,7 +136,7 @@ def write_report(
     html = environment.get_template(_TEMPLATE).render(
         title=title,
         headline=_headline(metrics, model, naive, interval),
-        concerns=find_concerns(metrics, model, interval, naive),
+        concerns=find_concerns(metrics, model, interval),
         summary={name: _text(value) for name, value in summary.items()},
         metric_titles=METRIC_TITLES,
         overall={name: scores["overall"] for name, scores in metrics.items()},

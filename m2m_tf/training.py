@@ -420,6 +420,8 @@ class RunRecord(keras.callbacks.Callback):
 
     def is_finished(self, epochs: int) -> bool:
         """Whether a restored run has nothing left to train."""
+        if self.history and not math.isfinite(self.history[-1]["loss"]):
+            return True
         return self.epochs_done >= epochs or self._has_waited()
 
     def discard_backup(self) -> None:

@@ -231,7 +231,7 @@ print(format_table(scores))
 # Deviance here is that of the tasks' own units, so spend and GMV rule the mean.
 # Beyond a first look: more data, more epochs, several seeds of each, as
 # `m2m-tf compare` does for the models in `m2m_tf.models.BUILDERS`, with
-# bootstrap intervals.
+# intervals.
 #
 # What the gates have learned, from knowledge of validation samples:
 

@@ -293,15 +293,14 @@ def _redo(options):
 
 
 def _push(options):
-    from pipelines.local_runner import load_run
+    from pipelines.local_runner import load_run, require_done
     from pipelines.pipeline import Workspace
     from pipelines.steps import push_to
 
     folder = options.run.resolve()
-    push_to(
-        Workspace(load_run(folder), folder.parent, options.to.parent),
-        options.to,
-    )
+    work = Workspace(load_run(folder), folder.parent, options.to.parent)
+    require_done(work, "export")
+    push_to(work, options.to)
 
 
 def _rollback(options):

@@ -471,7 +471,9 @@ class _Dataset:
                     "entity": schema.as_text(raw[schema.ENTITY]),
                     "name": schema.as_text(raw[schema.SCENARIO]),
                     "cutoff": raw["cutoff"],
-                    "scored": _active(data.spec, raw, self._scored_within),
+                    "scored": windows.active_within(
+                        data.spec, raw, self._scored_within
+                    ),
                     **naive.naive_forecasts(data.spec, raw),
                 }
                 for name, values in row.items():
@@ -542,17 +544,6 @@ def _differing(values, others):
     if not isinstance(values, dict) or not isinstance(others, dict):
         return values
     return {k: v for k, v in values.items() if others.get(k) != v}
-
-
-def _active(spec, raw, days):
-    """Whether a sample meets `activity` in its last days, `[N]`."""
-    if days is None or spec.activity is None:
-        return np.ones(len(raw[schema.CUTOFF]), bool)
-    key, names = schema.PERFORMANCE_SEQUENCE, schema.performance_names(spec)
-    if spec.activity in spec.behavior:
-        key, names = schema.BEHAVIOR_SEQUENCE, schema.behavior_names(spec)
-    column = names.index(spec.activity)
-    return (raw[key][:, -days:, column] != 0).any(axis=1)
 
 
 def _true_rates(spec, sample, path):

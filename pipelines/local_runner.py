@@ -78,6 +78,25 @@ def _run_steps(work, until, force, report):
         report(f"{label}: done in {time.monotonic() - started:.0f} s")
 
 
+def require_done(work: Workspace, name: str) -> None:
+    """Refuses a run in which a step is not done as its settings are now.
+
+    Raises:
+        RunError: If the step, or one before it, has to be run.
+    """
+    key = __version__
+    for step in make_steps(work.config):
+        key = fingerprint(key, step.name, step.settings(work))
+        if not _is_done(work, step, key):
+            raise RunError(
+                f"{work.folder}: step {step.name!r} is not done with the run's "
+                f"tables and settings as they are now. Run `m2m-tf {name} "
+                f"{work.folder}` first."
+            )
+        if step.name == name:
+            return
+
+
 def load_run(folder: str | os.PathLike) -> RunConfig:
     """The config that a run folder was made from, named as the folder is now.
 
@@ -91,7 +110,14 @@ def load_run(folder: str | os.PathLike) -> RunConfig:
             f"{folder}: holds no run ({_CONFIG_FILE} is missing). Give a "
             "folder that `m2m-tf run` or `m2m-tf train` has made."
         )
-    config = parse(RunConfig, files.read_json(path), source=str(path))
+    try:
+        values = files.read_json(path)
+    except ValueError as error:
+        raise RunError(
+            f"{path}: is no JSON, as after a crash. Run `m2m-tf run` with the "
+            f"config again. Received: {error}."
+        ) from error
+    config = parse(RunConfig, values, source=str(path))
     return dataclasses.replace(config, name=folder.name)
 
 
@@ -103,14 +129,22 @@ def _is_done(work: Workspace, step: Step, key: str) -> bool:
     path = _state_path(work, step)
     if not path.exists():
         return False
-    return files.read_json(path) == {"key": key, "done": True} and all(
+    return _read_state(path) == {"key": key, "done": True} and all(
         output.exists() for output in step.outputs(work)
     )
 
 
+def _read_state(path):
+    """What a step has noted; nothing, if a crash has left it unreadable."""
+    try:
+        return files.read_json(path)
+    except ValueError:
+        return {}
+
+
 def _run_step(work, step, key, forced):
     path = _state_path(work, step)
-    state = files.read_json(path) if path.exists() else {}
+    state = _read_state(path) if path.exists() else {}
     # What an interrupted run with the same inputs has left is gone on with;
     # anything else would mix two runs.
     resumes = state.get("key") == key and not state.get("done") and not forced
@@ -125,7 +159,11 @@ def _run_step(work, step, key, forced):
 
 
 def _remove(path):
-    if path.is_dir():
+    if path.is_symlink() and path.is_dir():
+        # A folder on another disk: what is in it goes, the link stays.
+        for part in path.iterdir():
+            _remove(part)
+    elif path.is_dir():
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)

@@ -144,12 +144,6 @@ def make_steps(config: RunConfig) -> list[Step]:
             lambda work: [work.exported],
         ),
         Step(
-            "predict",
-            steps.predict,
-            lambda work: None,
-            _in_folder("forecasts.parquet"),
-        ),
-        Step(
             "push",
             steps.push,
             lambda work: [
@@ -161,5 +155,12 @@ def make_steps(config: RunConfig) -> list[Step]:
                 versions_of(work.served) or [next_version(work.served)]
             ),
             keeps_outputs=True,
+        ),
+        # After the push: nobody is to read forecasts of a model it refuses.
+        Step(
+            "predict",
+            steps.predict,
+            lambda work: None,
+            _in_folder("forecasts.parquet"),
         ),
     ]

@@ -64,14 +64,24 @@ def test_an_entity_is_always_in_the_same_group():
 def test_equal_runs_differ_by_nothing(sample):
     labels, sums = sums_of(sample)
     result = comparison.difference([sums], [sums], labels, "nmae")
-    assert result == (0.0, 0.0, 0.0)
+    assert result == (0.0, 0.0, 0.0, False)
 
 
 def test_a_better_forecast_has_an_interval_below_zero(sample):
     labels, sums = sums_of(sample)
     _, better = sums_of(sample, mean=np.full_like(sample["mean"], 2.0))
-    value, low, high = comparison.difference([better], [sums], labels, "nmae")
+    value, low, high, is_clear = comparison.difference(
+        [better], [sums], labels, "nmae"
+    )
     assert low < value < high < 0
+    # Another training might have come to anything.
+    assert not is_clear
+    twice = comparison.difference([better] * 2, [sums] * 2, labels, "nmae")
+    assert twice == (value, low, high, True)
+    scarce = dict(labels)
+    scarce["count"] = labels["count"] * (np.arange(comparison.NUM_GROUPS) < 9)
+    few = comparison.difference([better] * 2, [sums] * 2, scarce, "nmae")
+    assert not few.is_clear
     plain = comparison.overall(
         comparison.cell_values(better, labels, "nmae")
     ) - comparison.overall(comparison.cell_values(sums, labels, "nmae"))
@@ -93,7 +103,7 @@ def test_interval_has_the_width_of_the_spread_over_samples(sample):
         _, theirs = sums_of(
             sample, mean=rng.gamma(2.0, 1.0, sample["mean"].shape), **changes
         )
-        value, low, high = comparison.difference(
+        value, low, high, _ = comparison.difference(
             [ours], [theirs], labels, "nmae"
         )
         differences.append(value)
@@ -107,10 +117,36 @@ def test_seeds_widen_the_interval(sample):
     _, other = sums_of(sample, mean=np.full_like(sample["mean"], 2.0))
 
     def width(ours):
-        _, low, high = comparison.difference(ours, [other] * 2, labels, "nmae")
-        return high - low
+        found = comparison.difference(ours, [other] * 2, labels, "nmae")
+        return found.high - found.low
 
     assert width([sums, worse]) > 2 * width([sums, sums])
+
+
+@pytest.mark.parametrize("seeds", [2, 3])
+def test_seeds_alike_are_rarely_told_apart(seeds):
+    """Two models that differ by chance alone, with few seeds of each.
+
+    Drawing seeds with replacement would call 36 % and 21 % different.
+    """
+    rng = np.random.default_rng(2)
+    scenario = np.zeros(comparison.NUM_GROUPS, int)
+    groups = np.arange(comparison.NUM_GROUPS)
+    y_true = np.ones((comparison.NUM_GROUPS, 1))
+    labels = comparison.label_sums(y_true, scenario, groups, 1)
+
+    def trained():
+        mean = y_true + rng.lognormal(0.0, 0.1)
+        return comparison.forecast_sums(
+            y_true, mean, y_true, scenario, groups, 1
+        )
+
+    outside = 0
+    for _ in range(60):
+        ours, theirs = ([trained() for _ in range(seeds)] for _ in range(2))
+        found = comparison.difference(ours, theirs, labels, "nmae")
+        outside += found.is_clear
+    assert outside / 60 < 0.12
 
 
 def test_lists_keep_six_digits(sample):

@@ -63,6 +63,10 @@ def test_table_paths_are_relative_to_the_spec(tmp_path):
             r"called as totals over scenarios are; .*\['total_visits'\]",
         ),
         (
+            {"behavior": ["staff", "profile_beds"]},
+            r"called as the inputs that attributes .*\['profile_beds'\]",
+        ),
+        (
             {
                 "tasks": [
                     {"name": "visits", "column": "visits"},

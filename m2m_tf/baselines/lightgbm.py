@@ -15,6 +15,7 @@ from m2m_tf.baselines import naive
 from m2m_tf.baselines.tabular import fit_vocabularies, tabular_features
 from m2m_tf.config import DatasetSpec
 from m2m_tf.data import schema, windows
+from m2m_tf.features.preprocessing import label_unit
 from m2m_tf.metrics import SMAPE
 
 POISSON = "lightgbm"
@@ -218,6 +219,12 @@ def forecast(
         _table(spec, batches, vocabularies)
         for batches in (train, validation, test)
     ]
+    # In which unit money is told must not matter to the trees either.
+    units = [
+        label_unit(labels.mean(), (labels == np.rint(labels)).all())
+        for labels in tables[0].labels.T
+    ]
+    tables = [table.in_units(units) for table in tables]
     groups = [tables]
     if per_scenario:
         groups = list(_by_scenario(*tables))
@@ -246,7 +253,7 @@ def forecast(
             seed,
             trees,
         )
-        forecasts[name][asked.rows, task] = booster.predict(
+        forecasts[name][asked.rows, task] = units[task] * booster.predict(
             asked.features, asked.levels[:, task]
         )
     return {
@@ -263,6 +270,12 @@ class _Table:
     scenario: np.ndarray
     categorical: list[int]
     rows: np.ndarray
+
+    def in_units(self, units):
+        labels = None if self.labels is None else self.labels / units
+        return dataclasses.replace(
+            self, labels=labels, levels=self.levels / units
+        )
 
     def where(self, chosen):
         return dataclasses.replace(

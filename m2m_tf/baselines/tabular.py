@@ -45,7 +45,8 @@ def tabular_features(
     days of each task, one by one; each day and the sum of each known-future
     column; logs of the tasks' past levels; days since the last activity and
     days observed; categories as codes (0 where not in `vocabularies`);
-    numeric attributes; week of the year and month of the cutoff.
+    numeric attributes; week of the year and month of the cutoff, and its
+    weekday where cutoffs differ in it.
 
     Args:
         spec: The dataset spec.
@@ -77,6 +78,9 @@ def tabular_features(
     cutoff = np.asarray(raw[schema.CUTOFF]).astype("datetime64[D]")
     year, month = cutoff.astype("datetime64[Y]"), cutoff.astype("M8[M]")
     table["month"] = (month - year.astype("M8[M]")).astype(int) + 1
+    if spec.stride % 7:
+        # Else the same in all rows.
+        table["weekday"] = cutoff.astype(int) % 7
     table["week_of_year"] = (cutoff - year.astype("M8[D]")).astype(int) // 7
     for name, tensor in schema.raw_features(spec).items():
         if tensor.dtype == "float32" and tensor.shape == ():

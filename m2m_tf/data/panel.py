@@ -25,6 +25,8 @@ from m2m_tf.data import schema, windows
 CHUNK_ROWS = 2_000_000
 # Sums over a window and over scenarios must be finite in float32 (3e38), too.
 _LARGEST = 1e30
+# What is always smaller drowns in the floors of levels and features.
+_SMALLEST = 1e-4
 _ENDINGS = (".parquet", ".csv")
 # How Hive and Spark call the folder of rows whose value is null.
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
@@ -192,8 +194,9 @@ def table_files(path: pathlib.Path) -> list[pathlib.Path]:
     if other := [file for file in found if file.suffix not in _ENDINGS]:
         raise ValueError(
             f"{path}: {len(other)} of its files are neither .parquet nor .csv "
-            "and would be missing in the table. Unpack or rename them, or move "
-            f"them elsewhere. Received: {other[0].relative_to(path)}."
+            "(in small letters) and would be missing in the table. Unpack or "
+            "rename them, or move them elsewhere. Received: "
+            f"{other[0].relative_to(path)}."
         )
     if not found:
         raise FileNotFoundError(
@@ -303,15 +306,26 @@ def read_panel(spec: DatasetSpec) -> pl.LazyFrame:
     )
 
 
-def last_day(spec: DatasetSpec) -> datetime.date | None:
-    """The newest day that the panel has a row for; None without rows.
+def newest_days(
+    spec: DatasetSpec,
+) -> tuple[datetime.date | None, datetime.date | None]:
+    """The newest day with a row up to `spec.end`, and of all; None: no row.
 
     Example:
 
-    >>> last_day(DatasetSpec.load("spec.yaml"))
-    datetime.date(2025, 6, 28)
+    >>> newest_days(DatasetSpec.load("spec.yaml"))
+    (datetime.date(2025, 6, 28), datetime.date(2025, 6, 28))
     """
-    return read_panel(spec).select(pl.col(spec.date).max()).collect().item()
+    day = pl.col(spec.date)
+    return (
+        read_panel(spec)
+        .select(
+            day.filter(day <= spec.end).max().alias("until_end"),
+            day.max().alias("all"),
+        )
+        .collect()
+        .row(0)
+    )
 
 
 def read_profile(spec: DatasetSpec) -> pl.DataFrame:
@@ -326,7 +340,7 @@ def read_profile(spec: DatasetSpec) -> pl.DataFrame:
     ['clinic', 'town', 'beds']
     """
     if spec.profile is None:
-        return _ids_of_days(spec, spec.entity)
+        return _ids_until_end(spec, spec.entity)
     return _read_attributes(spec.profile, spec.entity, spec.profile_columns)
 
 
@@ -343,7 +357,7 @@ def read_scenarios(spec: DatasetSpec) -> pl.DataFrame:
     ['booked', 'video', 'walk_in']
     """
     if spec.scenarios is None:
-        return _ids_of_days(spec, spec.scenario)
+        return _ids_until_end(spec, spec.scenario)
     return _read_attributes(
         spec.scenarios, spec.scenario, spec.scenario_columns
     )
@@ -451,12 +465,12 @@ def iter_records(
     >>> days, columns
     (120, 6)
     """
-    scenarios = _scenario_table(spec)
+    scenarios, profile = _scenario_table(spec), read_profile(spec)
     num_chunks = count_chunks(spec, chunk_rows)
     for chunk in range(num_chunks):
-        rows, profile = _read_chunk(spec, chunk, num_chunks)
+        rows, its_profile = _read_chunk(spec, profile, chunk, num_chunks)
         rows = rows.sort(spec.entity, spec.scenario, "_day")
-        yield from _chunk_records(spec, rows, profile, scenarios)
+        yield from _chunk_records(spec, rows, its_profile, scenarios)
 
 
 class Grids:
@@ -468,7 +482,7 @@ class Grids:
 
     Args:
         spec: The dataset spec.
-        chunk_rows: Panel rows held at a time, about.
+        chunk_rows: Panel rows and pairs held at a time, about.
 
     Attributes:
         num_chunks: Number of chunks of the entities.
@@ -486,15 +500,19 @@ class Grids:
     def __init__(self, spec: DatasetSpec, chunk_rows: int = CHUNK_ROWS):
         self._spec = spec
         self._scenarios = _scenario_table(spec)
-        self.num_chunks = count_chunks(spec, chunk_rows)
+        self._profile = read_profile(spec)
         entities = pl.concat(
             [
                 _rows_of_days(spec).select(spec.entity),
-                read_profile(spec).lazy().select(spec.entity),
+                self._profile.lazy().select(spec.entity),
             ]
         )
         count = entities.select(pl.col(spec.entity).n_unique()).collect()
         self.num_pairs = count.item() * len(self._scenarios)
+        self.num_chunks = max(
+            count_chunks(spec, chunk_rows),
+            math.ceil(self.num_pairs / chunk_rows),
+        )
 
     def read(self, chunk: int, pairs: int) -> Iterator[dict]:
         """Yields the grids of a chunk, whose panel rows are held at once.
@@ -510,7 +528,7 @@ class Grids:
         spec, scenarios = self._spec, self._scenarios
         names = scenarios[spec.scenario].to_list()
         entities = max(1, pairs // len(names))
-        rows, profile = _read_chunk(spec, chunk, self.num_chunks)
+        rows, profile = _read_chunk(spec, self._profile, chunk, self.num_chunks)
         every = pl.concat([rows[spec.entity], profile[spec.entity]])
         profile = (
             every.unique()
@@ -576,18 +594,20 @@ def _rows_of_days(spec):
     return read_panel(spec).filter(days)
 
 
-def _ids_of_days(spec, key):
-    return _rows_of_days(spec).select(pl.col(key).unique().sort()).collect()
+def _ids_until_end(spec, key):
+    """Ids of the panel's rows, also before `start`, as a table lists them."""
+    rows = read_panel(spec).filter(pl.col(spec.date) <= spec.end)
+    return rows.select(pl.col(key).unique().sort()).collect()
 
 
-def _read_chunk(spec, chunk, num_chunks):
+def _read_chunk(spec, profile, chunk, num_chunks):
     """Rows of a chunk's entities, with day numbers, and of the profile."""
     in_chunk = pl.col(spec.entity).hash(seed=0) % num_chunks == chunk
     rows = _rows_of_days(spec).filter(in_chunk).collect()
     rows = rows.with_columns(
         (pl.col(spec.date) - spec.start).dt.total_days().alias("_day")
     )
-    return rows, read_profile(spec).filter(in_chunk)
+    return rows, profile.filter(in_chunk)
 
 
 def _chunk_records(spec, rows, profile, scenarios):
@@ -634,8 +654,10 @@ def _scenario_table(spec):
     unknown (empty, NaN), which fall to the out-of-vocabulary rows.
     """
     table = read_scenarios(spec)
-    seen = _ids_of_days(spec, spec.scenario)
-    new = seen.join(table, on=spec.scenario, how="anti", maintain_order="left")
+    seen = _rows_of_days(spec).select(pl.col(spec.scenario).unique().sort())
+    new = seen.collect().join(
+        table, on=spec.scenario, how="anti", maintain_order="left"
+    )
     new = new.with_columns(
         *[pl.lit("").alias(n) for n in spec.scenario_columns.categorical],
         *[
@@ -705,6 +727,7 @@ def _column_problems(path, wanted):
             )
         ]
     problems = []
+    parts = _columns_of_parts(path)
     for name, content in wanted.items():
         if name not in dtypes:
             message = "is missing; add it or correct the spec"
@@ -712,10 +735,29 @@ def _column_problems(path, wanted):
         elif not _can_hold(dtypes[name], content):
             message = f"is of a type that is not read; write {content}"
             example = f"type: {dtypes[name]}"
+        elif lacking := [part for part in parts if name not in parts[part]]:
+            message = (
+                "is missing in a file of the folder; add it there or correct "
+                "the spec"
+            )
+            example = f"{len(lacking)} such, the first {lacking[0]}"
         else:
             continue
         problems.append(Problem(path.name, name, 0, message, example))
     return problems
+
+
+def _columns_of_parts(path):
+    """Names of the columns of each file of a folder; of no file of none."""
+    if path.is_file():
+        return {}
+    return {
+        str(file.relative_to(path)): {
+            *_scan_files([file]).collect_schema().names(),
+            *_told_by_folders(file, path),
+        }
+        for file in table_files(path)
+    }
 
 
 def _can_hold(dtype, content):
@@ -806,6 +848,15 @@ def _panel_problems(spec, only_days):
             key,
             pl.col(key).is_null() | (pl.col(key).cast(pl.String) == ""),
             "has empty ids",
+        )
+    if not only_days:
+        problems += _find(
+            frame,
+            path,
+            spec.scenario,
+            pl.col(spec.scenario).cast(pl.String) == schema.UNKNOWN_SCENARIO,
+            "holds the name that reports give to all unknown scenarios; give "
+            "this one another",
         )
     problems += _find(
         frame,
@@ -922,31 +973,45 @@ def _unlisted(spec, key, path):
         spec.panel,
         key,
         pl.lit(True),
-        f"has ids that {path.name} does not list; add them there",
+        f"has ids that {path.name} does not list, compared as text (7 is not "
+        "007 or 7.0); add them there, or write them alike",
     )
 
 
 def _empty_tasks(spec):
-    """Tasks without a positive label in the training label days."""
+    """Tasks whose labels in the training label days teach nothing."""
     splits = windows.make_splits(spec)
     first = windows.date_of(spec, splits.train[0] + 1)
     last = windows.date_of(spec, windows.last_fit_day(spec))
     rows = read_panel(spec).filter(pl.col(spec.date).is_between(first, last))
     columns = list(dict.fromkeys(task.column for task in spec.tasks))
-    totals = rows.select(pl.col(columns).sum()).collect()
-    return [
-        Problem(
-            spec.panel.name,
-            task.column,
-            0,
-            f"is zero on every training label day ({first} to {last}), so "
-            f"task {task.name!r} cannot be learned; drop the task or give "
-            "more data",
-            "total: 0",
+    largest = rows.select(pl.col(columns).max()).collect()
+    problems = []
+    for task in spec.tasks:
+        value = largest[task.column][0] or 0.0
+        if value <= 0:
+            message = (
+                f"is zero on every training label day ({first} to {last}), so "
+                f"task {task.name!r} cannot be learned; drop the task or give "
+                "more data"
+            )
+        elif value < _SMALLEST:
+            message = (
+                f"is below {_SMALLEST:g} on every training label day; give it "
+                "in a smaller unit, so that usual values are above 1"
+            )
+        else:
+            continue
+        problems.append(
+            Problem(
+                spec.panel.name,
+                task.column,
+                0,
+                message,
+                f"largest: {value:g}",
+            )
         )
-        for task in spec.tasks
-        if totals[task.column][0] <= 0
-    ]
+    return problems
 
 
 def _summarise(spec, splits):

@@ -264,9 +264,10 @@ def require_distinct_names(spec: DatasetSpec) -> None:
     """Refuses a spec in which two things would bear one name.
 
     Raises:
-        ValueError: If a column is called as the total of another one is, a
-            task as another task's median or bound or as a column of keys, or
-            a key is an attribute as well.
+        ValueError: If a column is called as the total of another one is, or
+            as the input that an attribute becomes, a task as another task's
+            median or bound or as a column of keys, or a key is an attribute
+            as well.
 
     Example:
 
@@ -279,6 +280,20 @@ def require_distinct_names(spec: DatasetSpec) -> None:
             & set(_with_totals(spec, names)[len(names) :]),
             "as totals over scenarios are; rename them in the table and here",
         )
+    attributes = [
+        prefix + name
+        for prefix, columns in (
+            (PROFILE_PREFIX, spec.profile_columns),
+            (SCENARIO_PREFIX, spec.scenario_columns),
+        )
+        for name in columns.names
+    ]
+    _refuse(
+        "Columns of the panel",
+        set(spec.value_columns) & set(attributes),
+        "as the inputs that attributes become; rename them in the table and "
+        "here",
+    )
     keys = (spec.entity, spec.scenario, SCENARIO, CUTOFF)
     made = [
         output_name(task, part)

@@ -216,6 +216,32 @@ def active_samples(spec: DatasetSpec, series: dict, cutoffs) -> tf.Tensor:
     return tf.stack([index[:, 0], tf.gather(cutoffs, index[:, 1])], axis=1)
 
 
+def active_within(spec: DatasetSpec, raw: dict, days: int | None):
+    """Whether samples meet `spec.activity` in fewer days than the lookback.
+
+    Args:
+        spec: The dataset spec.
+        raw: Raw features of samples (`schema.raw_features`), NumPy arrays.
+        days: The last days that count; None: all of the lookback, which
+            every sample meets.
+
+    Returns:
+        Bool array `[N]`.
+
+    Example:
+
+    >>> raw = next(data.raw("test", batch_size=16).as_numpy_iterator())
+    >>> active_within(data.spec, raw, days=28).all()
+    True
+    """
+    if days is None or spec.activity is None:
+        return np.ones(len(raw[schema.CUTOFF]), bool)
+    key, names = schema.PERFORMANCE_SEQUENCE, schema.performance_names(spec)
+    if spec.activity in spec.behavior:
+        key, names = schema.BEHAVIOR_SEQUENCE, schema.behavior_names(spec)
+    return (raw[key][:, -days:, names.index(spec.activity)] != 0).any(axis=1)
+
+
 def cut_windows(spec: DatasetSpec, series: dict, samples) -> dict:
     """Cuts samples out of series, in TensorFlow ops.
 

@@ -17,6 +17,8 @@ from m2m_tf.data import input_pipeline, panel, schema, windows
 NUM_BUCKETS = 32
 # Ids of a discretised column before its quantile buckets.
 _MISSING, _ZERO, _FIRST_BUCKET = 0, 1, 2
+# Stands for no value of a column, and can hardly be one.
+_NO_VALUE = "\x01"
 # Of an amount's mean label: a label stands for so much round it.
 _UNIT_SHARE = 0.4
 # Floor of a history level, as a share of the task's mean label: the level of
@@ -108,7 +110,10 @@ class Preprocessor(keras.layers.Layer):
         )
         self._lookups = {
             # Without a known value each is unknown, that of no name as well.
-            name: keras.layers.StringLookup(vocabulary=vocabulary or [""])
+            # A first value "[UNK]", Keras's own token, would shift all ids.
+            name: keras.layers.StringLookup(
+                vocabulary=vocabulary or [""], oov_token=_NO_VALUE
+            )
             for name, vocabulary in self.statistics.vocabularies.items()
         }
         self.built = True
@@ -212,7 +217,7 @@ class Preprocessor(keras.layers.Layer):
         {'visits': 1.0, 'fees': 1.0, 'open': 1.0}
         """
         return {
-            name: 1.0 if whole else min(1.0, _UNIT_SHARE * mean)
+            name: label_unit(mean, whole)
             for name, whole, mean in zip(
                 self.spec.task_names,
                 self.statistics.whole_labels,
@@ -296,7 +301,10 @@ class Preprocessor(keras.layers.Layer):
         daily = raw[schema.PERFORMANCE_SEQUENCE]
         totals = tf.reduce_sum(daily, 1) * spec.horizon / observed
         lookback = self._of_tasks(totals)
-        recent = self._of_tasks(tf.reduce_sum(daily[:, -spec.horizon :], 1))
+        recent = self._of_tasks(
+            tf.reduce_sum(daily[:, -spec.horizon :], 1)
+            * _recent_scale(spec, observed)
+        )
         # One week alone is often empty, which says little of the next one.
         levels = [lookback, 0.5 * (lookback + recent)]
         if spec.cross_scenario_totals:
@@ -334,7 +342,8 @@ def dense_features(spec: DatasetSpec, raw: dict):
     for name in schema.past_sequences(spec):
         daily = raw[name]
         parts.append(_signed_log(tf.reduce_sum(daily, 1) * lookback_scale))
-        parts.append(_signed_log(tf.reduce_sum(daily[:, -spec.horizon :], 1)))
+        recent = tf.reduce_sum(daily[:, -spec.horizon :], 1)
+        parts.append(_signed_log(recent * _recent_scale(spec, observed)))
     if spec.known_future:
         daily = raw[schema.KNOWN_FUTURE]
         width = spec.horizon * len(spec.known_future)
@@ -392,8 +401,8 @@ def fit_preprocessor(
         if getattr(splits, name) and not count:
             raise windows.SplitError(
                 f"The {name} split has no sample: no (entity, scenario) has a "
-                f"non-zero {spec.activity!r} in a lookback. Check `activity` "
-                "and the split."
+                f"non-zero {spec.activity or 'value'!r} in a lookback. Check "
+                "`activity` and the split."
             )
     batches = input_pipeline.raw_batches(
         records, spec, splits.train, _FIT_BATCH
@@ -409,6 +418,17 @@ def fit_preprocessor(
             whole_labels=whole_labels,
         ),
     )
+
+
+def label_unit(mean: float, whole: bool) -> float:
+    """What labels of this mean, whole numbers or amounts, are multiples of.
+
+    Example:
+
+    >>> label_unit(0.2, whole=True), label_unit(0.25, whole=False)
+    (1.0, 0.1)
+    """
+    return 1.0 if whole else min(1.0, _UNIT_SHARE * mean)
 
 
 def quantile_edges(values: np.ndarray) -> list[float]:
@@ -527,6 +547,12 @@ def _sequence_mask(days_observed, lookback):
 def _observed(raw):
     days = tf.cast(raw[schema.DAYS_OBSERVED], tf.float32)
     return tf.maximum(days, 1.0)
+
+
+def _recent_scale(spec, observed):
+    """From a sum of the last `horizon` days to a total of the horizon."""
+    seen = min(spec.horizon, spec.lookback)
+    return spec.horizon / tf.minimum(observed, float(seen))
 
 
 def _signed_log(values):

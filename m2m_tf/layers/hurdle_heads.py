@@ -8,6 +8,8 @@ from m2m_tf.layers._arguments import optional_floats, require_one_per_task
 
 # Least scale of the positive part: a scale of 0 would claim certainty.
 _MIN_SCALE = 0.05
+# Log μ, logit π, location and log scale.
+NUM_PARAMETERS = 4
 
 
 @keras.saving.register_keras_serializable("m2m_tf")
@@ -71,18 +73,23 @@ class HurdleHeads(keras.layers.Layer):
 
     def build(self, inputs_shape, log_level_shape):
         num_tasks, width = inputs_shape[1:]
+        if log_level_shape[-1] != num_tasks:
+            raise ValueError(
+                f"`log_level` must have one level for each of {num_tasks} "
+                f"tasks. Received: log_level.shape={tuple(log_level_shape)}."
+            )
         require_one_per_task(
             "initial_log_rates", self.initial_log_rates, num_tasks
         )
         self.kernel = self.add_weight(
             name="kernel",
-            shape=(num_tasks, width, 4),
+            shape=(num_tasks, width, NUM_PARAMETERS),
             initializer=keras.initializers.RandomNormal(stddev=0.01),
             regularizer=self.kernel_regularizer,
         )
         self.bias = self.add_weight(
             name="bias",
-            shape=(num_tasks, 4),
+            shape=(num_tasks, NUM_PARAMETERS),
             initializer=self._initial_bias,
         )
         # At 1, with a bias of 0, odds of a zero start at 1 / exp(h).
@@ -108,7 +115,7 @@ class HurdleHeads(keras.layers.Layer):
         return ops.convert_to_tensor(bias, dtype)
 
     def compute_output_shape(self, inputs_shape, log_level_shape):
-        return (*log_level_shape, 4)
+        return (*inputs_shape[:2], NUM_PARAMETERS)
 
     def get_config(self):
         return super().get_config() | {

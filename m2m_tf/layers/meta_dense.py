@@ -142,6 +142,13 @@ class MetaDense(keras.layers.Layer):
             self._add_factorized_generator(knowledge_dim)
 
     def call(self, inputs, scenario_knowledge, shared_inputs=None):
+        batches = inputs.shape[0], scenario_knowledge.shape[0]
+        if None not in batches and batches[0] != batches[1]:
+            raise ValueError(
+                "`scenario_knowledge` must have as many rows as `inputs`; "
+                "repeat it if it is the same for all. Received: "
+                f"{batches[1]} and {batches[0]} rows."
+            )
         scenario_knowledge = scenario_knowledge / scenario_knowledge.shape[-1]
         # One matrix product per sample: [batch, rows, d_rows], where `rows`
         # are all axes between the first and the last.

@@ -239,14 +239,22 @@ class SequenceEncoder(keras.layers.Layer):
         `head` is the width of a head.
         """
         attention = self.self_attention
+        projections = (
+            attention.query_dense,
+            attention.key_dense,
+            attention.value_dense,
+            attention.output_dense,
+        )
+        for layer in projections:
+            # Its kernel would be whole numbers then, without their scale.
+            if mode := getattr(layer, "quantization_mode", None):
+                raise ValueError(
+                    f"{type(self).__name__} cannot be quantized. Leave it out "
+                    "of `quantize`, or use mixed_bfloat16. Received: "
+                    f"{layer.name} with quantization_mode={mode!r}."
+                )
         return [
-            ops.cast(layer.kernel, self.compute_dtype)
-            for layer in (
-                attention.query_dense,
-                attention.key_dense,
-                attention.value_dense,
-                attention.output_dense,
-            )
+            ops.cast(layer.kernel, self.compute_dtype) for layer in projections
         ]
 
     def _attention_weights(self, scores, mask):

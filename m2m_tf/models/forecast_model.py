@@ -35,6 +35,11 @@ class ForecastModel(keras.Model):
     def compute_metrics(self, x, y, y_pred, sample_weight=None):
         if self.cell_metrics is not None:
             scenario = x[schema.SCENARIO_FEATURES][:, 0]
+            if not isinstance(y, dict):
+                raise TypeError(
+                    "With `cell_metrics` give labels as a dict, task name → "
+                    f"labels. Received: {type(y).__name__}."
+                )
             # The first column of any head's output is the log rate.
             log_rates = {name: x[:, :1] for name, x in y_pred.items()}
             self.cell_metrics.update_state(

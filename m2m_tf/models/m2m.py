@@ -159,9 +159,13 @@ def explanation(model: ForecastModel) -> keras.Model | None:
     names = [layer.name for layer in model.layers]
     if f"{MEMBER_PREFIX}0" in names:
         return explanation(model.get_layer(f"{MEMBER_PREFIX}0"))
-    if ATTENTION_LAYER not in names:
+    if not {ATTENTION_LAYER, KNOWLEDGE_LAYER} <= set(names):
         return None
-    _, scores = model.get_layer(ATTENTION_LAYER).output
+    told = model.get_layer(ATTENTION_LAYER).output
+    if not isinstance(told, (list, tuple)) or len(told) != 2:
+        # A layer of one's own that bears the name.
+        return None
+    _, scores = told
     return keras.Model(
         model.inputs,
         {

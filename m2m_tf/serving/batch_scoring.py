@@ -47,12 +47,13 @@ class ScoringSummary:
     Args:
         forecasts: Number of forecast rows.
         unknown: Categorical input → number of forecasts whose value the model
-            has not seen in training. They are forecast as unknown ones.
+            has not seen in training, or is empty. They are forecast as
+            unknown ones.
 
     Example:
 
     >>> print(ScoringSummary(forecasts=1200, unknown={"scenario": 40}))
-    1,200 forecasts (value not seen in training: scenario in 40)
+    1,200 forecasts (value empty or not seen in training: scenario in 40)
     """
 
     forecasts: int
@@ -62,7 +63,9 @@ class ScoringSummary:
         text = f"{self.forecasts:,} forecasts"
         if self.unknown:
             parts = [f"{name} in {n:,}" for name, n in self.unknown.items()]
-            text += f" (value not seen in training: {', '.join(parts)})"
+            text += (
+                f" (value empty or not seen in training: {', '.join(parts)})"
+            )
         return text
 
 
@@ -118,15 +121,20 @@ def score_tables(
     # Nothing later than the cutoff is read at all.
     spec = dataclasses.replace(spec, start=first, end=cutoff)
     panel.validate_for_scoring(spec)
-    if cutoff > covered:
-        # A panel is sparse: days not yet written would pass for days of zeros.
-        covered = panel.last_day(spec)
-        if covered is None or cutoff > covered:
-            raise ContractError(
-                f"{spec.panel}: the last day is {covered}. Received: cutoff "
-                f"{cutoff}. Add the days in between, or forecast from "
-                f"{covered}."
-            )
+    # A panel is sparse: days not yet written would pass for days of zeros.
+    newest, newest_of_all = panel.newest_days(spec)
+    if cutoff > covered and (newest_of_all is None or cutoff > newest_of_all):
+        raise ContractError(
+            f"{spec.panel}: the last day is {newest}. Received: cutoff "
+            f"{cutoff}. Add the days in between, or forecast from {newest}."
+        )
+    days_without_rows = (cutoff - (newest or first)).days
+    if newest is None or days_without_rows >= spec.horizon:
+        raise ContractError(
+            f"{spec.panel}: has no row in the {days_without_rows} days up to "
+            f"the cutoff, {cutoff}, which would count as zeros. Add the rows, "
+            f"or forecast from an earlier day (newest before it: {newest})."
+        )
     scoring = _Scoring(version, spec, cutoff, vocabularies, chunk_rows)
     if output.suffix != ".parquet":
         return scoring.write_parts(output)
@@ -204,8 +212,7 @@ class _Scoring:
             for chunk in missing:
                 batches = iter(cut.__next__, _END_OF_CHUNK)
                 table, unknown = self._score(batches, bar)
-                path = folder / f"part-{chunk:06d}.parquet"
-                with files.replacing(path) as temporary:
+                with files.replacing(_part(folder, chunk)) as temporary:
                     table.write_parquet(temporary)
                 state["parts"][str(chunk)] = {
                     "forecasts": len(table),
@@ -230,12 +237,17 @@ class _Scoring:
         if path.exists():
             state = files.read_json(path)
             if state["key"] == blank["key"]:
+                state["parts"] = {
+                    chunk: told
+                    for chunk, told in state["parts"].items()
+                    if _part(folder, chunk).exists()
+                }
                 return state
         elif not folder.exists() or not any(folder.iterdir()):
             return blank
         raise ContractError(
             f"{folder}: holds something else than forecasts of this model, "
-            "cutoff and these tables. Give another folder, or remove it."
+            "cutoff and these tables. Give a new or an empty folder."
         )
 
     def _key(self):
@@ -254,7 +266,11 @@ class _Scoring:
             # The hash that entities are dealt by may differ in another one.
             pl.__version__,
             [
-                (str(path), path.stat().st_size, path.stat().st_mtime_ns)
+                (
+                    str(path.resolve()),
+                    path.stat().st_size,
+                    path.stat().st_mtime_ns,
+                )
                 for path in (*tables, *sorted(model))
             ],
         )
@@ -301,6 +317,10 @@ class _Scoring:
             count = int((~values.is_in(known)).sum())
             unknown[name] = count * len(table) // max(len(values), 1)
         return table, unknown
+
+
+def _part(folder, chunk):
+    return folder / f"part-{int(chunk):06d}.parquet"
 
 
 def _strings(grids, name):

@@ -4,6 +4,7 @@ import collections
 import contextlib
 import dataclasses
 import datetime
+import hashlib
 import os
 import pathlib
 import shutil
@@ -35,6 +36,7 @@ from m2m_tf.versions import (
 
 RECEIPT_FILE = f"{EXTRA_FOLDER}/push.json"
 _LOCK_FILE = ".push.lock"
+_WEIGHTS_FILE = "variables/variables.data-00000-of-00001"
 _BATCH = 1024
 _CANDIDATE, _REFIT, _SERVING = "candidate", "refit", "serving"
 _MODELS = (_CANDIDATE, _REFIT, _SERVING)
@@ -108,10 +110,12 @@ def push(
     '1'
     """
     settings = settings or PushSettings()
-    candidate = latest_version(candidate).resolve()
+    source = latest_version(candidate).resolve()
     folder = pathlib.Path(folder)
+    _check_place(folder)
     with _only_push(folder):
         versions = versions_of(folder)
+        version = next_version(folder)
         serving = versions[-1] if versions else None
         if serving is not None:
             if lacking := _lacking(serving):
@@ -119,33 +123,71 @@ def push(
                     f"{serving}: is no whole version, {lacking} is missing. "
                     "Remove the folder, or copy it there whole."
                 )
-            _check_same_contract(candidate, serving, settings.new_scenarios)
-        rivals = {_CANDIDATE: candidate}
-        if (judged := _judged(candidate)) != candidate:
-            rivals = {_CANDIDATE: judged, _REFIT: candidate}
-        if serving is not None:
-            rivals[_SERVING] = _judged(serving)
-        sample, first, wrong = _forecast_test_rows(rivals, data)
-        problems = [
-            f"{count} forecasts of {output} ({key}) are negative or not finite"
-            for (key, output), count in wrong.items()
-        ]
-        if not problems:
-            slices, problems = _compare(data, sample, settings)
-        if problems:
-            raise PushRefused(_refusal(candidate, serving, problems))
-        _check_fresh_process(candidate, *first)
-        receipt = {
-            "pushed": _now(),
-            "from": str(candidate),
-            "compared_with": serving and int(serving.name),
-            "settings": dataclasses.asdict(settings),
-            "slices": slices,
-            "withdrawn": _withdrawn(serving) if serving else [],
-        }
-        version = _publish(candidate, folder, receipt)
+            _check_same_contract(source, serving, settings.new_scenarios)
+        # Judged is the copy that is published: what lies at the source may
+        # be replaced meanwhile.
+        with files.replacing(version) as candidate:
+            shutil.copytree(source, candidate)
+            receipt = _judge(candidate, source, serving, data, settings)
+            files.write_json(candidate / RECEIPT_FILE, receipt)
         _keep_last(folder, settings.keep)
     return version
+
+
+def _check_place(folder):
+    """A model goes into a folder of versions, and nowhere else."""
+    if (folder / SAVED_MODEL_FILE).exists():
+        raise PushRefused(
+            f"{folder}: is a version itself. Give the folder that it lies in."
+        )
+    if not folder.is_dir():
+        return
+    others = [
+        path.name
+        for path in folder.iterdir()
+        if not path.name.startswith(".") and not path.name.isdigit()
+    ]
+    if others and not versions_of(folder):
+        raise PushRefused(
+            f"{folder}: holds other things than versions of a model "
+            f"({sorted(others)[0]!r}). Give a folder of its own."
+        )
+
+
+def _judge(candidate, source, serving, data, settings):
+    """The receipt of a candidate that may be published."""
+    weights = _weights_of(candidate)
+    withdrawn_models = _withdrawn_models(serving) if serving else []
+    if weights in withdrawn_models:
+        raise PushRefused(
+            f"{source}: this model has been rolled back from. Train another "
+            f"one, or push to another folder than {candidate.parent}."
+        )
+    rivals = {_CANDIDATE: candidate}
+    if (judged := _judged(candidate)) != candidate:
+        rivals = {_CANDIDATE: judged, _REFIT: candidate}
+    if serving is not None:
+        rivals[_SERVING] = _judged(serving)
+    sample, first, wrong = _forecast_test_rows(rivals, data)
+    problems = [
+        f"{count} forecasts of {output} ({key}) are negative or not finite"
+        for (key, output), count in wrong.items()
+    ]
+    if not problems:
+        slices, problems = _compare(data, sample, settings)
+    if problems:
+        raise PushRefused(_refusal(source, serving, problems))
+    _check_fresh_process(candidate, source, *first)
+    return {
+        "pushed": _now(),
+        "from": str(source),
+        "model": weights,
+        "compared_with": serving and int(serving.name),
+        "settings": dataclasses.asdict(settings),
+        "slices": slices,
+        "withdrawn": _withdrawn(serving) if serving else [],
+        "withdrawn_models": withdrawn_models,
+    }
 
 
 def rollback(folder: str | os.PathLike) -> pathlib.Path:
@@ -171,6 +213,8 @@ def rollback(folder: str | os.PathLike) -> pathlib.Path:
     PosixPath('served/3')
     """
     folder = pathlib.Path(folder)
+    if not folder.is_dir():
+        raise PushRefused(f"{folder}: there is no such folder.")
     with _only_push(folder):
         versions = versions_of(folder)
         if not versions:
@@ -185,15 +229,24 @@ def rollback(folder: str | os.PathLike) -> pathlib.Path:
         if not earlier:
             raise PushRefused(
                 f"{folder}: no version before {newest} is left to go back to. "
-                f"There are {[int(path.name) for path in versions]}, of which "
-                f"{withdrawn} were rolled back from."
+                f"There are {[int(path.name) for path in versions]}"
+                + (
+                    f", and {before} were rolled back from."
+                    if (before := _withdrawn(versions[-1]))
+                    else "."
+                )
             )
         receipt = _receipt(earlier[-1]) | {
             "pushed": _now(),
             "copy_of": _origin(earlier[-1]),
             "withdrawn": withdrawn,
+            "withdrawn_models": _withdrawn_models(versions[-1], withdrawn=True),
         }
-        return _publish(earlier[-1], folder, receipt)
+        version = next_version(folder)
+        with files.replacing(version) as temporary:
+            shutil.copytree(earlier[-1], temporary)
+            files.write_json(temporary / RECEIPT_FILE, receipt)
+        return version
 
 
 @contextlib.contextmanager
@@ -310,7 +363,7 @@ def _judged(version):
     return evaluated if evaluated.exists() else version
 
 
-def _check_fresh_process(candidate, inputs, expected):
+def _check_fresh_process(candidate, source, inputs, expected):
     with tempfile.TemporaryDirectory() as folder:
         folder = pathlib.Path(folder)
         with tf.io.TFRecordWriter(str(folder / "examples")) as writer:
@@ -331,14 +384,14 @@ def _check_fresh_process(candidate, inputs, expected):
         except subprocess.SubprocessError as error:
             output = (getattr(error, "stderr", None) or str(error)).strip()
             raise PushRefused(
-                f"{candidate}: a process of its own cannot answer with it: "
+                f"{source}: a process of its own cannot answer with it: "
                 f"{output.splitlines()[-1]}"
             ) from error
         told = np.load(folder / "forecasts.npz")
         for name, values in expected.items():
             if not np.allclose(told[name], values, rtol=1e-4, atol=1e-5):
                 raise PushRefused(
-                    f"{candidate}: a process of its own gives other forecasts "
+                    f"{source}: a process of its own gives other forecasts "
                     f"of {name}: {told[name].ravel()[:3]} instead of "
                     f"{values.ravel()[:3]}."
                 )
@@ -346,7 +399,8 @@ def _check_fresh_process(candidate, inputs, expected):
 
 def _compare(data, sample, settings):
     """Scores of each slice, and what is wrong with the candidate."""
-    names = sorted(set(sample["scenario"]))
+    scenario = _pooled(sample["scenario"], settings.min_samples)
+    names = sorted(set(scenario))
     tasks = data.spec.task_names
     scores = evaluation.evaluate_forecasts(
         sample["y_true"],
@@ -355,7 +409,7 @@ def _compare(data, sample, settings):
             for name, values in sample.items()
             if name in _NAIVE or name.startswith(_MODELS)
         },
-        np.searchsorted(names, sample["scenario"]),
+        np.searchsorted(names, scenario),
         tasks,
         names,
     )
@@ -376,11 +430,12 @@ def _compare(data, sample, settings):
     slices, problems = [], []
     for index, cell in enumerate(scores[_CANDIDATE]["cells"]):
         row = {k: cell[k] for k in ("task", "scenario", "n")}
+        row["judged"] = cell["n"] >= settings.min_samples or len(names) == 1
         for text, metric, ours, theirs in checks:
             value = scores[ours]["cells"][index][metric]
             bar = scores[theirs]["cells"][index][metric]
             row[f"{metric}_{ours}"], row[f"{metric}_{theirs}"] = value, bar
-            if value is None or bar is None or cell["n"] < settings.min_samples:
+            if value is None or bar is None or not row["judged"]:
                 continue
             # An NMAE is a share of the mean label already.
             unit = cell["mean_label"] if metric == "poisson_deviance" else 1.0
@@ -395,6 +450,22 @@ def _compare(data, sample, settings):
     return slices, problems
 
 
+def _pooled(scenario, min_samples):
+    """Scenarios, with one name for all that have too few samples to judge.
+
+    Together they may have enough; and a model of which no slice were judged
+    could be anything.
+    """
+    names, place, counts = np.unique(
+        scenario, return_inverse=True, return_counts=True
+    )
+    small = counts < min_samples
+    if small.sum() < 2:
+        return scenario
+    pool = " + ".join(names[small])
+    return np.where(small, pool, names.astype(object))[place]
+
+
 def _refusal(candidate, serving, problems):
     lines = [f"{candidate}: refused, and nothing has changed."]
     lines += [f"  - {problem}" for problem in problems]
@@ -407,12 +478,10 @@ def _refusal(candidate, serving, problems):
     return "\n".join(lines)
 
 
-def _publish(source, folder, receipt):
-    version = next_version(folder)
-    with files.replacing(version) as temporary:
-        shutil.copytree(source, temporary)
-        files.write_json(temporary / RECEIPT_FILE, receipt)
-    return version
+def _weights_of(version):
+    """Hash of a version's weights, by which it is known again."""
+    with open(version / _WEIGHTS_FILE, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def _keep_last(folder, keep):
@@ -442,9 +511,22 @@ def _withdrawn(version):
     return _receipt(version).get("withdrawn", [])
 
 
+def _withdrawn_models(version, withdrawn=False):
+    """Weights that have been rolled back from, with the version's own."""
+    models = _receipt(version).get("withdrawn_models", [])
+    if withdrawn and not _lacking(version):
+        models = sorted({*models, _weights_of(version)})
+    return models
+
+
 def _lacking(version):
     """What a version lacks to be served and compared with, if anything."""
-    for name in (SAVED_MODEL_FILE, "variables/variables.index", CONTRACT_FILE):
+    for name in (
+        SAVED_MODEL_FILE,
+        "variables/variables.index",
+        _WEIGHTS_FILE,
+        CONTRACT_FILE,
+    ):
         if not (version / name).exists():
             return name
     return None

@@ -33,6 +33,8 @@ from m2m_tf.signatures import SERVING_DEFAULT, serialize_example
 log = logging.getLogger(__name__)
 METRICS_PATH = "/monitoring/prometheus/metrics"
 _VERBS = ("predict", "regress")
+# Of a version's number in int64.
+_MOST_DIGITS = 19
 
 
 def make_app(
@@ -121,6 +123,8 @@ def _route(store, path):
             raise InvalidRequest(
                 f"A version is a number. Received: {parts[2]!r}."
             )
+        if len(parts[2]) > _MOST_DIGITS:
+            raise NotFound(f"There is no version {parts[2][:_MOST_DIGITS]}….")
         version = int(parts[2])
     elif len(parts) != 1:
         raise NotFound(

@@ -18,6 +18,7 @@ import uvicorn
 from m2m_tf.serving.grpc_service import BadBytes, add_services
 from m2m_tf.serving.model_store import MAX_ROWS, ModelStore
 from m2m_tf.serving.rest_service import make_app
+from m2m_tf.versions import versions_of
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +45,15 @@ class ServerSettings:
     max_rows: int = MAX_ROWS
     body_seconds: float = 30.0
     grace_seconds: int = 10
+
+    def __post_init__(self):
+        for name in ("rest_port", "grpc_port"):
+            port = getattr(self, name)
+            # gRPC would take the rest of a division by 65536.
+            if not 0 <= port < 2**16:
+                raise ValueError(
+                    f"`{name}` must be from 0 to 65535. Received: {port}."
+                )
 
 
 def serve(
@@ -82,6 +92,8 @@ def serve(
         listener = _listen(settings)
         # Nobody is answered, on either port, before there is what to answer.
         store.start()
+        if not store.status():
+            log.warning(_nothing_there(folder))
         grpc_server.start()
         config = uvicorn.Config(
             make_app(store, settings.max_bytes, settings.body_seconds),
@@ -103,6 +115,18 @@ def serve(
         if store.started:
             # A version that is being loaded is no reason to stay.
             store.stop(settings.grace_seconds)
+
+
+def _nothing_there(folder):
+    text = f"{folder}: holds no version yet; waiting for `m2m-tf push`."
+    meant = [
+        path.name
+        for path in sorted(folder.iterdir())
+        if path.is_dir() and versions_of(path)
+    ]
+    if meant:
+        text += f" Did you mean {folder / meant[0]}?"
+    return text
 
 
 class _Stopped(BaseException):

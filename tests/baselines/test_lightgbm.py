@@ -4,6 +4,7 @@ import numpy as np
 import pytest
 
 from m2m_tf.baselines import lightgbm, naive_forecasts
+from m2m_tf.data import schema
 
 pytest.importorskip("lightgbm")
 
@@ -107,6 +108,30 @@ def test_forecast_of_every_task(spec, make_raw):
         assert forecast[:, 2].max() <= 1
         assert np.abs(forecast - labels).sum() < np.abs(naive - labels).sum()
         np.testing.assert_array_equal(again[name], forecast)
+
+
+def test_amounts_may_be_told_in_any_unit(spec, make_raw):
+    def forecasts(unit):
+        splits = []
+        for rows, seed in ((1500, 0), (400, 10), (300, 11)):
+            raw = make_raw(rows, seed)
+            # No whole numbers, else they would be counts.
+            raw["labels"] = raw["labels"] + np.float32([0.5, 0, 0])
+            raw["labels"] *= np.float32([unit, 1, 1])
+            names = schema.performance_names(spec)
+            for column in ("fees", "total_fees"):
+                raw[schema.PERFORMANCE_SEQUENCE][:, :, names.index(column)] *= (
+                    unit
+                )
+            splits.append([raw])
+        labels = splits[2][0]["labels"]
+        told = lightgbm.forecast(spec, *splits)
+        return [
+            np.abs(told[name] - labels)[:, 0].sum() / labels[:, 0].sum()
+            for name in ("lightgbm", "lightgbm_median")
+        ]
+
+    np.testing.assert_allclose(forecasts(1e-5), forecasts(1e-2), rtol=0.1)
 
 
 def test_rejects_unknown_objective_and_lengths():

@@ -1,3 +1,5 @@
+import dataclasses
+
 import numpy as np
 
 from m2m_tf.baselines.tabular import fit_vocabularies, tabular_features
@@ -59,6 +61,15 @@ def test_calendar_of_the_cutoff(spec, make_raw):
     np.testing.assert_array_equal(table["month"], [2, 12])
     # Days 33 and 365 of their years, counted from 0.
     np.testing.assert_array_equal(table["week_of_year"], [4, 52])
+
+
+def test_weekdays_where_cutoffs_differ_in_them(spec, make_raw):
+    raw = make_raw(3)
+    raw[schema.CUTOFF] = raw[schema.CUTOFF] + np.array([0, 1, 7])
+    assert "weekday" not in table_of(spec, raw)
+    daily = dataclasses.replace(spec, stride=1)
+    first, second, third = table_of(daily, raw)["weekday"]
+    assert first == third and (first + 1) % 7 == second
 
 
 def test_unknown_categories_are_zero(spec, make_raw):

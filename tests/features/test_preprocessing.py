@@ -81,6 +81,34 @@ def test_history_levels_equal_a_slow_reference(clinic_data, raw):
             )
 
 
+@pytest.mark.parametrize("observed", [3, 7, 20])
+def test_levels_of_few_days_are_totals_of_the_horizon(clinic_data, observed):
+    """One visit a day is seven in a week, however few days are known."""
+    spec = clinic_data.spec
+    batch = next(iter(clinic_data.raw("validation", 1)))
+    batch = {name: batch[name] for name in schema.raw_features(spec)}
+    sequence = np.zeros(batch["performance_sequence"].shape, "float32")
+    sequence[:, -observed:] = 1.0
+    batch["performance_sequence"] = sequence
+    batch["days_observed"] = np.array([observed])
+    told = clinic_data.preprocessor(batch)["log_history"].numpy()[0, 0]
+    floor = 0.005 * clinic_data.preprocessor.statistics.label_means[0]
+    np.testing.assert_allclose(told, np.log(7 + floor), rtol=1e-5)
+
+
+def test_a_value_called_as_keras_calls_unknown_ones(clinic_data, raw):
+    config = clinic_data.preprocessor.get_config()
+    vocabularies = config["statistics"]["vocabularies"]
+    vocabularies["scenario"] = ["[UNK]", "booked", "walk_in"]
+    preprocessor = Preprocessor.from_config(config)
+    batch = {name: value[:4] for name, value in raw.items()}
+    batch["scenario"] = np.array([b"walk_in", b"[UNK]", b"booked", b"else"])
+    ids = preprocessor(batch)["scenario_features"].numpy()[:, 0]
+    assert ids.tolist() == [3, 1, 2, 0]
+    names = [preprocessor.scenario_names[index] for index in ids]
+    assert names == ["walk_in", "[UNK]", "booked", "(unknown)"]
+
+
 def test_unknown_values_fall_to_id_zero(clinic_data, raw):
     unknown = dict(raw)
     for name in ("scenario", "scenario_channel", "profile_town"):

@@ -98,7 +98,9 @@ def test_unknown_entities_scenarios_and_categories_are_scored(
     # 13 in the new kind of visit; 4 of the clinic that has no profile.
     assert summary.unknown["scenario"] == 13
     assert summary.unknown["profile_town"] == 4
-    assert str(summary).startswith("52 forecasts (value not seen in training")
+    assert str(summary).startswith(
+        "52 forecasts (value empty or not seen in training"
+    )
     table = pl.read_parquet(output)
     assert table.height == 13 * 4
     new = table.filter(pl.col("clinic") == "clinic_new")
@@ -232,6 +234,41 @@ def test_cutoff_without_data_is_refused(
 ):
     with pytest.raises(batch_scoring.ContractError, match=message):
         score(exported, clinic_spec, tmp_path, datetime.date.fromisoformat(day))
+
+
+@pytest.mark.parametrize("rows_after", [False, True])
+def test_days_that_are_not_yet_written_are_no_zeros(
+    exported, tmp_path, rows_after
+):
+    spec = DatasetSpec.load(write_clinic_tables(tmp_path / "t"))
+    cutoff = spec.end - datetime.timedelta(days=7)
+    frame = pl.read_parquet(spec.panel)
+
+    def without(days):
+        first = cutoff - datetime.timedelta(days=days - 1)
+        kept = pl.col("day") < first
+        if rows_after:
+            kept |= pl.col("day") > cutoff
+        frame.filter(kept).write_parquet(spec.panel)
+
+    without(7)
+    with pytest.raises(
+        batch_scoring.ContractError, match="no row in the 7 days up to"
+    ):
+        score(exported, spec, tmp_path, cutoff)
+    assert [path.name for path in tmp_path.iterdir()] == ["t"]
+    without(5)
+    assert score(exported, spec, tmp_path, cutoff).height == 36
+    without(60)
+    with pytest.raises(batch_scoring.ContractError, match="has no row in"):
+        score(exported, spec, tmp_path, cutoff)
+
+
+def test_pairs_bound_a_chunk_as_rows_do(clinic_spec):
+    few_rows = dataclasses.replace(clinic_spec, start=clinic_spec.end)
+    assert panel.count_chunks(few_rows, 36) == 1
+    assert panel.Grids(few_rows, 36).num_chunks == 1
+    assert panel.Grids(few_rows, 35).num_chunks == 2
 
 
 def test_bad_rows_are_refused_and_nothing_is_left(exported, tmp_path):

