@@ -249,7 +249,8 @@ def _slices_behind(result, model):
     behind, scored = [], 0
     for index, cell in enumerate(result[model]["cells"]):
         ours = cell[metric]
-        if ours is None:
+        if ours is None or not cell["mean_label"]:
+            # Where nothing happened, a naive forecast of 0 is perfect.
             continue
         scored += 1
         others = [

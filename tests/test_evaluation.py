@@ -178,15 +178,36 @@ def test_interval_of_amounts_is_in_or_out():
     assert result["coverage"] == result["closed"] == 0.5
 
 
-def test_concerns_are_what_is_worse_than_naive(result):
+def test_concerns_are_what_is_better(result):
     # NMAE of m2m is 0.5 in each cell, of all-zero forecasts 1.
-    assert find_concerns(result, "m2m", naive="last_week") == []
-    assert find_concerns(result, "m2m") == []  # No history_mean to beat.
-    assert find_concerns(result, "last_week", naive="m2m")[0] == (
+    assert find_concerns(result, "m2m") == []
+    assert find_concerns(result, "last_week")[0] == (
         "NMAE of last_week is 100% above m2m's (1.000 against 0.500)."
     )
-    # Medians have no deviance that could be worse.
-    assert find_concerns(result, "m2m_median", naive="m2m") == []
+
+
+def test_slices_behind_a_naive_forecast_are_a_concern():
+    y_true = np.tile([[4.0, 2.0]], (6, 1))
+    scenario = np.array([0, 0, 1, 1, 2, 2])
+    y_true[scenario == 2] = 0.0  # Where 0 is a perfect forecast.
+    ours = y_true.copy()
+    ours[scenario == 0, 0] = 8.0
+    ours[scenario == 1, 0] = 5.0
+    ours[scenario == 2] = 0.5
+    forecasts = {"m2m": ours}
+    for name, factor in (("last_week", 1.5), ("history_mean", 1.4)):
+        forecasts[name] = y_true * factor
+    # Much worse in one slice, a little in none of the others.
+    result = evaluate_forecasts(y_true, forecasts, scenario, TASKS, SCENARIOS)
+    told = find_concerns(result, "m2m")[-1]
+    assert told.startswith(
+        "1 of 4 slices has a higher Poisson deviance than a naive forecast; "
+        "the worst is clicks in shelf (2.455, history_mean 0.5"
+    )
+    forecasts["history_mean"] = y_true * 1.01
+    result = evaluate_forecasts(y_true, forecasts, scenario, TASKS, SCENARIOS)
+    told = find_concerns(result, "m2m")[-1]
+    assert told.startswith("2 of 4 slices have") and "clicks in shelf" in told
 
 
 @pytest.mark.parametrize(

@@ -240,13 +240,9 @@ def rollback(folder: str | os.PathLike) -> pathlib.Path:
             "pushed": _now(),
             "copy_of": _origin(earlier[-1]),
             "withdrawn": withdrawn,
-            "withdrawn_models": _withdrawn_models(versions[-1], withdrawn=True),
+            "withdrawn_models": _withdrawn_models(versions[-1], earlier[-1]),
         }
-        version = next_version(folder)
-        with files.replacing(version) as temporary:
-            shutil.copytree(earlier[-1], temporary)
-            files.write_json(temporary / RECEIPT_FILE, receipt)
-        return version
+        return _publish(earlier[-1], folder, receipt)
 
 
 @contextlib.contextmanager
@@ -484,6 +480,14 @@ def _weights_of(version):
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
+def _publish(source, folder, receipt):
+    version = next_version(folder)
+    with files.replacing(version) as temporary:
+        shutil.copytree(source, temporary)
+        files.write_json(temporary / RECEIPT_FILE, receipt)
+    return version
+
+
 def _keep_last(folder, keep):
     for path in versions_of(folder)[:-keep]:
         # The name goes first, so that no half version is ever seen.
@@ -511,12 +515,16 @@ def _withdrawn(version):
     return _receipt(version).get("withdrawn", [])
 
 
-def _withdrawn_models(version, withdrawn=False):
-    """Weights that have been rolled back from, with the version's own."""
-    models = _receipt(version).get("withdrawn_models", [])
-    if withdrawn and not _lacking(version):
-        models = sorted({*models, _weights_of(version)})
-    return models
+def _withdrawn_models(version, in_its_place=None):
+    """Weights that had been rolled back from when a version was published.
+
+    With what is published in its place, the version's own as well.
+    """
+    models = set(_receipt(version).get("withdrawn_models", []))
+    if in_its_place is not None and not _lacking(version):
+        models.add(_weights_of(version))
+        models.discard(_weights_of(in_its_place))
+    return sorted(models)
 
 
 def _lacking(version):

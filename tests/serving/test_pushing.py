@@ -101,9 +101,30 @@ def test_a_step_back_is_refused_slice_by_slice(clinic_data, copy, worse):
     assert "Poisson deviance of the candidate" in text
     assert ", of history_mean " in text and ", of serving " in text
     assert numbers(copy) == [1, 2]
-    # Slices that are too small to judge are not judged.
+    # Slices that are too small to be judged are judged together.
     few = PushSettings(tolerance=9.0, min_samples=10_000)
-    assert push(worse, clinic_data, copy, few) == copy / "3"
+    with pytest.raises(PushRefused, match=r"in booked \+ video \+ walk_in"):
+        push(worse, clinic_data, copy, few)
+    assert numbers(copy) == [1, 2]
+
+
+def test_small_scenarios_are_judged_together():
+    scenario = np.array(["a"] * 5 + ["b"] * 2 + ["c"] * 3)
+    pooled = {
+        least: dict(
+            zip(
+                *np.unique(pushing._pooled(scenario, least), return_counts=True)
+            )
+        )
+        for least in (1, 3, 4, 6)
+    }
+    assert pooled == {
+        1: {"a": 5, "b": 2, "c": 3},
+        # One alone stays by itself, and is not judged.
+        3: {"a": 5, "b": 2, "c": 3},
+        4: {"a": 5, "b + c": 5},
+        6: {"a + b + c": 10},
+    }
 
 
 def test_forecasts_that_are_not_finite_are_refused(
@@ -232,8 +253,55 @@ def test_what_was_rolled_back_from_never_comes_back(
     assert rollback(copy) == copy / "5"
     receipt = files.read_json(copy / "5" / RECEIPT_FILE)
     assert (receipt["copy_of"], receipt["withdrawn"]) == (1, [2, 4])
-    with pytest.raises(PushRefused, match=r"\[1, 2, 4\] were rolled back"):
+    with pytest.raises(PushRefused, match=r"\[2, 4\] were rolled back"):
         rollback(copy)
+
+
+def test_a_model_that_was_rolled_back_from_is_not_pushed_again(
+    clinic_data, exported, worse, copy
+):
+    blind = PushSettings(tolerance=1e12, min_samples=1)
+    assert push(worse, clinic_data, copy, blind) == copy / "3"
+    assert rollback(copy) == copy / "4"
+    with pytest.raises(PushRefused, match="has been rolled back from"):
+        push(worse, clinic_data, copy, blind)
+    assert push(exported, clinic_data, copy, LENIENT) == copy / "5"
+    with pytest.raises(PushRefused, match="has been rolled back from"):
+        push(worse, clinic_data, copy, blind)
+    assert numbers(copy) == [1, 2, 3, 4, 5]
+
+
+def test_what_is_judged_is_what_is_published(
+    clinic_data, exported, worse, copy, tmp_path, monkeypatch
+):
+    candidate = shutil.copytree(exported, tmp_path / "candidate")
+    check = pushing._check_fresh_process
+
+    def check_and_export_anew(*arguments):
+        check(*arguments)
+        shutil.rmtree(candidate / "1")
+        shutil.copytree(worse / "1", candidate / "1")
+
+    monkeypatch.setattr(pushing, "_check_fresh_process", check_and_export_anew)
+    version = push(candidate, clinic_data, copy, LENIENT)
+    weights = [pushing._weights_of(x) for x in (version, exported / "1")]
+    assert weights[0] == weights[1]
+    assert files.read_json(version / RECEIPT_FILE)["model"] == weights[0]
+
+
+def test_a_model_goes_among_versions_alone(
+    clinic_data, exported, copy, tmp_path
+):
+    for folder, message in (
+        (copy / "2", "is a version itself"),
+        (tmp_path, "holds other things than versions .*'served'"),
+    ):
+        with pytest.raises(PushRefused, match=message):
+            push(exported, clinic_data, folder, LENIENT)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["served"]
+    with pytest.raises(PushRefused, match="there is no such folder"):
+        rollback(tmp_path / "typo")
+    assert not (tmp_path / "typo").exists()
 
 
 def test_broken_versions_are_named_and_never_published(
