@@ -637,9 +637,14 @@ class StudyConfig:
             source.
         model: Settings that all networks share.
         training: The same of training.
-        models: Which of `NETWORKS`, `ABLATIONS` and `TREES` take part. Naive
-            forecasts, and the true rates of simulated data, always do.
-        seeds: Seeds of the runs that are scored on the test split.
+        models: Which take part, all by default: the networks `m2m`,
+            `single_task`, `shared_bottom`, `cross_stitch`, `mmoe`, `mran`,
+            `cgc`; M2M without a part, `m2m_without_meta_tower`,
+            `m2m_without_meta_attention`, `m2m_without_transformer`; the trees
+            `lightgbm` and `lightgbm_per_scenario`. Naive forecasts, and the
+            true rates of simulated data, always do.
+        seeds: Seeds of the runs that are scored on the test split, 0 to 4 by
+            default.
         search: Changes of `model` and `training`, each tried once by every
             network on the first dataset with the first seed; its best by
             Poisson deviance / mean label of the validation split, the mean

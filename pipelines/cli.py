@@ -6,6 +6,7 @@ that, and TensorFlow's log level must be set before.
 
 import argparse
 import datetime
+import importlib.metadata
 import logging
 import os
 import pathlib
@@ -16,13 +17,14 @@ import tempfile
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns the exit status (2: bad input)."""
     options = _parser().parse_args(arguments)
-    if not options.debug:
-        _hide_notices()
     try:
+        if not options.debug:
+            _hide_notices()
         options.command(options)
     except KeyboardInterrupt:
+        # On a line of its own: a bar of progress has ended none.
         print(
-            "interrupted; run the same command again to go on",
+            "\ninterrupted; run the same command again to go on",
             file=sys.stderr,
         )
         return 130
@@ -67,6 +69,17 @@ def _hide_notices():
     logging.set_verbosity(logging.ERROR)
 
 
+class _Version(argparse.Action):
+    """Looks the version up only if it is asked for."""
+
+    def __init__(self, option_strings, dest, **kwargs):
+        super().__init__(option_strings, dest, nargs=0, **kwargs)
+
+    def __call__(self, parser, *_):
+        print(f"m2m-tf {importlib.metadata.version('m2m_tf')}")
+        parser.exit()
+
+
 def _parser():
     parser = argparse.ArgumentParser(
         prog="m2m-tf",
@@ -76,6 +89,9 @@ def _parser():
         "--debug",
         action="store_true",
         help="show tracebacks and the notices of the libraries underneath",
+    )
+    parser.add_argument(
+        "--version", action=_Version, help="show the version and exit"
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
 
@@ -208,8 +224,14 @@ def _parser():
         "m2m-tf predict --model saved_models/demo --spec spec.yaml "
         "--cutoff 2017-12-31 --output forecasts.parquet",
     )
-    for name in ("model", "spec", "output"):
-        command.add_argument(f"--{name}", type=pathlib.Path, required=True)
+    for name, text in (
+        ("model", "folder of a SavedModel, or of its versions"),
+        ("spec", "spec of the tables to forecast from"),
+        ("output", "a .parquet file, or a folder of parts that goes on"),
+    ):
+        command.add_argument(
+            f"--{name}", type=pathlib.Path, required=True, help=text
+        )
     command.add_argument(
         "--cutoff",
         type=_date,
