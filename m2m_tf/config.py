@@ -17,7 +17,7 @@ from typing import Annotated, Literal, get_args
 
 import pydantic
 import yaml
-from pydantic import ConfigDict, Field
+from pydantic import ConfigDict, Discriminator, Field, Tag
 from pydantic.dataclasses import dataclass
 
 _STRICT = ConfigDict(extra="forbid")
@@ -28,6 +28,12 @@ _LOOKS = {
     _NAME: "letters from a to z, digits and _, and begin with no digit",
     _RUN_NAME: "letters from a to z, digits and _ . -, and begin with a letter "
     "or digit",
+}
+# What a value of the wrong kind must be, in words of YAML.
+_MUST_BE = {
+    "tuple_type": "must be a list, as in [a, b]",
+    "dataclass_type": "must be a mapping, as in {key: value}",
+    "dict_type": "must be a mapping, as in {key: value}",
 }
 _Name = Annotated[str, Field(pattern=_NAME)]
 _RunName = Annotated[str, Field(pattern=_RUN_NAME)]
@@ -70,7 +76,11 @@ class Task:
     name: _Name
     column: str
     kind: Literal["count", "binary"] = "count"
-    weight: _Positive | Literal["inverse_mean"] = 1.0
+    weight: Annotated[
+        Annotated[_Positive, Tag("<number>")]
+        | Annotated[Literal["inverse_mean"], Tag("<word>")],
+        Discriminator(lambda x: "<word>" if isinstance(x, str) else "<number>"),
+    ] = 1.0
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -168,6 +178,14 @@ class SplitDates:
             )
 
 
+def _kind_of_split(value):
+    dates = {field.name for field in dataclasses.fields(SplitDates)}
+    by_dates = isinstance(value, SplitDates) or (
+        isinstance(value, dict) and dates & value.keys()
+    )
+    return "<dates>" if by_dates else "<shares>"
+
+
 @dataclass(frozen=True, config=_STRICT)
 class DatasetSpec:
     """Which column of the user's tables plays which role.
@@ -235,7 +253,11 @@ class DatasetSpec:
     stride: _Count = 7
     activity: str | None = None
     cross_scenario_totals: bool = True
-    split: SplitShares | SplitDates = SplitShares()
+    split: Annotated[
+        Annotated[SplitShares, Tag("<shares>")]
+        | Annotated[SplitDates, Tag("<dates>")],
+        Discriminator(_kind_of_split),
+    ] = SplitShares()
     description: str = ""
 
     def __post_init__(self):
@@ -523,6 +545,14 @@ class SimulatorSource:
 SourceSettings = Annotated[
     CompleteJourneySource | SimulatorSource, Field(discriminator="name")
 ]
+# Those, or the spec of tables that are there.
+_Data = Annotated[
+    Annotated[SourceSettings, Tag("<source>")]
+    | Annotated[pathlib.Path, Tag("<path>")],
+    Discriminator(
+        lambda x: "<path>" if isinstance(x, (str, os.PathLike)) else "<source>"
+    ),
+]
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -592,7 +622,7 @@ class RunConfig:
     """
 
     name: _RunName
-    data: SourceSettings | pathlib.Path
+    data: _Data
     model: ModelSettings = ModelSettings()
     training: TrainingSettings = TrainingSettings()
     evaluation: EvaluationSettings = EvaluationSettings()
@@ -664,9 +694,7 @@ class StudyConfig:
     """
 
     name: _RunName
-    data: Annotated[
-        dict[_RunName, SourceSettings | pathlib.Path], Field(min_length=1)
-    ]
+    data: Annotated[dict[_RunName, _Data], Field(min_length=1)]
     model: ModelSettings = ModelSettings()
     training: TrainingSettings = TrainingSettings()
     models: Annotated[tuple[str, ...], Field(min_length=1)] = (
@@ -902,12 +930,15 @@ def _require_unique(what, names):
 
 
 def _problem(problem):
-    place = ".".join(str(part) for part in problem["loc"]) or "(top level)"
+    # Not the names of a union's parts, which nobody has written.
+    parts = [str(part) for part in problem["loc"]]
+    place = ".".join(x for x in parts if x[0] != "<") or "(top level)"
     if problem["type"] == "missing":
         return f"  {place}: is missing."
     if problem["type"] == "unexpected_keyword_argument":
         return f"  {place}: is not a setting; check the spelling."
     message = problem["msg"].removeprefix("Value error, ")
+    message = _MUST_BE.get(problem["type"], message)
     if problem["type"] == "string_pattern_mismatch":
         message = f"may hold only {_LOOKS[problem['ctx']['pattern']]}"
     received = repr(problem["input"])

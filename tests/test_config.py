@@ -79,6 +79,24 @@ def test_table_paths_are_relative_to_the_spec(tmp_path):
             {"tasks": [{"name": "cutoff", "column": "visits"}]},
             r"Tasks may not be .*other columns of a forecast.*'cutoff'",
         ),
+        (
+            {"tasks": [{"name": "x", "column": "visits", "weight": "mean"}]},
+            r"tasks\.0\.weight: Input should be 'inverse_mean'\. .*'mean'",
+        ),
+        (
+            {"tasks": [{"name": "x", "column": "visits", "weight": -1}]},
+            r"tasks\.0\.weight: Input should be greater than 0\. .*-1",
+        ),
+        ({"behavior": "staff"}, r"behavior: must be a list, as in \[a, b\]"),
+        ({"tasks": ["visits"]}, r"tasks\.0: must be a mapping, as in \{key"),
+        (
+            {"split": {"train_end": "2025-05-31"}},
+            r"spec.yaml:\n  split\.validation_end: is missing\.$",
+        ),
+        (
+            {"split": {"train": 0.8, "validation": 0.1, "test": 0.3}},
+            r"spec.yaml:\n  split: [^\n]*$",
+        ),
         ({"entity": "visits_upper"}, r"Keys may not be .*'visits_upper'"),
         (
             {"profile_columns": {"categorical": ["town", "clinic"]}},
