@@ -58,14 +58,21 @@ def run_pipeline(
     return work.folder
 
 
+class _Refused(Exception):
+    """A step that was not begun; its cause says why."""
+
+
 def _run_steps(work, until, force, report):
     config = work.config
-    files.write_json(work.folder / _CONFIG_FILE, to_values(config))
+    path = work.folder / _CONFIG_FILE
+    before = path.read_text(encoding="utf-8") if path.exists() else None
+    files.write_json(path, to_values(config))
     steps = make_steps(config)
     if until is not None:
         names = [step.name for step in steps]
         steps = steps[: names.index(until) + 1]
     key = __version__
+    nothing_run = True
     for number, step in enumerate(steps, start=1):
         key = fingerprint(key, step.name, step.settings(work))
         label = f"[{number}/{len(steps)}] {step.name}"
@@ -74,7 +81,14 @@ def _run_steps(work, until, force, report):
             continue
         report(f"{label}: running")
         started = time.monotonic()
-        _run_step(work, step, key, forced=step.name == force)
+        try:
+            _run_step(work, step, key, forced=step.name == force)
+        except _Refused as refused:
+            # Nothing has changed: what is there is of the config before.
+            if before is not None and nothing_run:
+                files.write_text(path, before)
+            raise refused.__cause__ from None
+        nothing_run = False
         report(f"{label}: done in {time.monotonic() - started:.0f} s")
 
 
@@ -149,7 +163,10 @@ def _run_step(work, step, key, forced):
     # anything else would mix two runs.
     resumes = state.get("key") == key and not state.get("done") and not forced
     if not resumes:
-        step.check(work)
+        try:
+            step.check(work)
+        except Exception as error:
+            raise _Refused from error
     if not resumes and not step.keeps_outputs:
         for output in step.outputs(work):
             _remove(output)

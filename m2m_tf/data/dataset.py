@@ -57,7 +57,13 @@ class ForecastData:
         Raises:
             DataValidationError: If the tables break the data contract.
             SplitError: If a split would be empty.
+            TypeError: If `spec` is no `DatasetSpec`.
         """
+        if not isinstance(spec, DatasetSpec):
+            raise TypeError(
+                "`spec` must be a DatasetSpec; `DatasetSpec.load` reads one "
+                f"from YAML. Received: {spec!r}."
+            )
         folder = pathlib.Path(folder)
         summary = panel.validate_tables(spec)
         builder = tfds_builder.prepare_records(spec, folder, summary.entities)
@@ -132,7 +138,16 @@ class ForecastData:
         return self._in_order("test", batch_size)
 
     def raw(self, split: str, batch_size: int) -> tf.data.Dataset:
-        """Every sample of a split as raw features, entity and labels."""
+        """Every sample of a split as raw features, entity and labels.
+
+        Raises:
+            ValueError: If `split` is not one of `windows.SPLIT_NAMES`.
+        """
+        if split not in windows.SPLIT_NAMES:
+            raise ValueError(
+                f"`split` must be one of {windows.SPLIT_NAMES}. Received: "
+                f"{split!r}."
+            )
         return input_pipeline.raw_batches(
             self.records, self.spec, getattr(self.splits, split), batch_size
         )

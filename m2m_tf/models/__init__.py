@@ -51,6 +51,9 @@ def build_model(
         settings: Which builder, and its arguments.
         label_means: Mean training label of each task, or None.
 
+    Raises:
+        TypeError: If `settings` are no `ModelSettings`.
+
     Example:
 
     >>> settings = ModelSettings(name="mmoe", view_dim=16)
@@ -58,6 +61,11 @@ def build_model(
     >>> list(model.output)
     ['visits', 'fees', 'open']
     """
+    if not isinstance(settings, ModelSettings):
+        raise TypeError(
+            "`settings` must be ModelSettings, such as MODEL_PRESETS['small']. "
+            f"Received: {settings!r}."
+        )
     arguments = dataclasses.asdict(settings)
     for name in unused_settings(settings.name):
         del arguments[name]

@@ -366,7 +366,9 @@ def _check_fresh_process(candidate, source, inputs, expected):
             for index in range(len(inputs[schema.CUTOFF])):
                 row = {name: values[index] for name, values in inputs.items()}
                 writer.write(serialize_example(row))
-        command = [sys.executable, "-c", _SMOKE_SCRIPT, str(candidate)]
+        # It runs elsewhere.
+        path = str(candidate.resolve())
+        command = [sys.executable, "-c", _SMOKE_SCRIPT, path]
         command += [str(folder / "examples"), str(folder / "forecasts.npz")]
         try:
             subprocess.run(

@@ -354,9 +354,13 @@ def test_what_cannot_work_costs_nothing(tmp_path, monkeypatch):
     ran.clear()
     with monkeypatch.context() as patch:
         patch.setattr(steps, "check_model", refuse)
+        config = (tmp_path / "runs" / "clinics" / "config.json").read_text()
         with pytest.raises(ValueError, match="refused"):
             run(training=TRAINING | {"seed": 1})
         assert sorted((tmp_path / "runs").rglob("*")) == outputs
+        # What is there is of the settings before, which go on telling of it.
+        told = (tmp_path / "runs" / "clinics" / "config.json").read_text()
+        assert told == config
     # The right settings again: nothing is to be done.
     run()
     assert ran == []
