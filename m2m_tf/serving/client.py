@@ -6,17 +6,24 @@ import time
 import urllib.parse
 from collections.abc import Mapping, Sequence
 
-import grpc
-import httpx
 import numpy as np
-import orjson
 import polars as pl
 import tensorflow as tf
-from tensorflow_serving.apis import (
-    get_model_metadata_pb2,
-    predict_pb2,
-    prediction_service_pb2_grpc,
-)
+
+try:
+    import grpc
+    import httpx
+    import orjson
+    from tensorflow_serving.apis import (
+        get_model_metadata_pb2,
+        predict_pb2,
+        prediction_service_pb2_grpc,
+    )
+except ModuleNotFoundError as missing:
+    raise ImportError(
+        f"The client needs {missing.name}: pip install 'm2m_tf[serve]', or "
+        "'.[serve]' in the repository."
+    ) from missing
 
 from m2m_tf.data import schema
 from m2m_tf.signatures import PREDICT, default_value
