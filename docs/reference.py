@@ -278,6 +278,15 @@ def _drop_a_column(folder):
     pl.read_parquet(path).drop("fees").write_parquet(path)
 
 
+def _in_two_files(folder):
+    path = folder / "panel.parquet"
+    rows = pl.read_parquet(path)
+    path.unlink()
+    path.mkdir()
+    rows[:1000].write_parquet(path / "june.parquet")
+    rows[1000:].drop("fees").write_parquet(path / "may.parquet")
+
+
 def _drop_the_last_days(folder):
     path = folder / "panel.parquet"
     last = pl.col("day").max() - pl.duration(days=10)
@@ -320,10 +329,17 @@ CASES = {
     "A scenario has no row in its table": panel_with(
         _on_first_row("visit_kind", pl.lit("chat"))
     ),
+    "A scenario bears a name that is taken": panel_with(
+        _on_first_row("visit_kind", pl.lit("(unknown)"))
+    ),
     "An attribute table lists an id twice": _repeat_an_id,
     "A task has nothing to learn from": panel_with(
         (pl.col("fees") * 0).alias("fees")
     ),
+    "A task's unit is too large": panel_with(
+        (pl.col("fees") * 1e-9).alias("fees")
+    ),
+    "A file of a folder lacks a column": _in_two_files,
     "Too few days": _spec_with("lookback: 28", "lookback: 90"),
     "A table is absent": _spec_with("panel.parquet", "panels.parquet"),
     "A table is of another kind": _spec_with("profile.csv", "spec.yaml"),
