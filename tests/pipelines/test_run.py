@@ -312,7 +312,7 @@ def test_only_steps_with_changed_inputs_run_again(tmp_path, monkeypatch):
         )
         return list(ran)
 
-    every = ["make_records", "train", "evaluate", "export", "predict", "push"]
+    every = ["make_records", "train", "evaluate", "export", "push", "predict"]
     assert run() == every
     assert run() == []
     assert run(evaluation={"lightgbm": False}) == every[2:]
