@@ -1,3 +1,4 @@
+import dataclasses
 import os
 import pathlib
 import shutil
@@ -16,7 +17,7 @@ from m2m_tf.config import RunConfig, to_values
 from m2m_tf.export import CONTRACT_FILE, EVALUATED_FOLDER
 from m2m_tf.versions import versions_of
 from pipelines import cli, local_runner, steps
-from pipelines.pipeline import make_steps
+from pipelines.pipeline import Workspace, make_steps
 
 MODEL = {
     "preset": "small",
@@ -367,6 +368,49 @@ def test_what_cannot_work_costs_nothing(tmp_path, monkeypatch):
     shutil.rmtree(tmp_path / "models" / "clinics" / "1")
     run()
     assert ran == ["push"]
+
+
+def test_what_a_crash_has_left_stops_no_run(tmp_path, monkeypatch):
+    """Links for outputs, and notes without content."""
+    spec = write_clinic_tables(tmp_path / "tables", entities=2, days=60)
+    ran = []
+    fake_steps(monkeypatch, ran)
+    config = RunConfig.load(write_config(tmp_path, spec))
+    folders = tmp_path / "runs", tmp_path / "models"
+
+    def run():
+        ran.clear()
+        local_runner.run_pipeline(config, *folders, report=lambda line: None)
+        return list(ran)
+
+    run()
+    run_folder = tmp_path / "runs" / "clinics"
+    elsewhere = tmp_path / "disk"
+    (run_folder / "records").unlink()
+    (elsewhere / "old").mkdir(parents=True)
+    (run_folder / "records").symlink_to(elsewhere)
+    (run_folder / "steps" / "records.json").write_text("")
+    assert run() == ["make_records"]
+    assert elsewhere.is_dir() and not (elsewhere / "old").exists()
+    (run_folder / "config.json").write_text("")
+    with pytest.raises(local_runner.RunError, match="config.json: is no JSON"):
+        local_runner.load_run(run_folder)
+
+
+def test_an_export_of_former_settings_is_not_pushed(tmp_path, monkeypatch):
+    spec = write_clinic_tables(tmp_path / "tables", entities=2, days=60)
+    fake_steps(monkeypatch, [])
+    config = RunConfig.load(write_config(tmp_path, spec))
+    folders = tmp_path / "runs", tmp_path / "models"
+    local_runner.run_pipeline(config, *folders, report=lambda line: None)
+    work = Workspace(config, *folders)
+    local_runner.require_done(work, "export")
+    other = dataclasses.replace(
+        config, training=dataclasses.replace(config.training, seed=1)
+    )
+    work = Workspace(other, *folders)
+    with pytest.raises(local_runner.RunError, match="m2m-tf export .* first"):
+        local_runner.require_done(work, "export")
 
 
 def test_two_runs_of_one_folder_do_not_mix(tmp_path, monkeypatch):
