@@ -231,7 +231,7 @@ def active_within(spec: DatasetSpec, raw: dict, days: int | None):
     Example:
 
     >>> raw = next(data.raw("test", batch_size=16).as_numpy_iterator())
-    >>> active_within(data.spec, raw, days=28).all()
+    >>> bool(active_within(data.spec, raw, days=28).all())
     True
     """
     if days is None or spec.activity is None:
