@@ -256,8 +256,8 @@ def _slices_behind(result, model):
         others = [
             (result[name]["cells"][index][metric], name) for name in naive
         ]
-        if others and ours > min(others)[0]:
-            other, name = min(others)
+        other, name = min(others, default=(math.inf, ""))
+        if ours > other:
             worst = (ours / other if other else math.inf, ours, other, name)
             behind.append((*worst, cell["task"], cell["scenario"]))
     if not behind or model in naive:

@@ -71,10 +71,8 @@ def _run_steps(work, until, force, report):
     if until is not None:
         names = [step.name for step in steps]
         steps = steps[: names.index(until) + 1]
-    key = __version__
     nothing_run = True
-    for number, step in enumerate(steps, start=1):
-        key = fingerprint(key, step.name, step.settings(work))
+    for number, (step, key) in enumerate(_with_keys(work, steps), start=1):
         label = f"[{number}/{len(steps)}] {step.name}"
         if step.name != force and _is_done(work, step, key):
             report(f"{label}: unchanged, skipped")
@@ -92,15 +90,24 @@ def _run_steps(work, until, force, report):
         report(f"{label}: done in {time.monotonic() - started:.0f} s")
 
 
+def _with_keys(work, steps):
+    """Each step and a hash of all that it and the steps before it depend on.
+
+    One at a time: a step may make what the next one's settings are read from.
+    """
+    key = __version__
+    for step in steps:
+        key = fingerprint(key, step.name, step.settings(work))
+        yield step, key
+
+
 def require_done(work: Workspace, name: str) -> None:
     """Refuses a run in which a step is not done as its settings are now.
 
     Raises:
         RunError: If the step, or one before it, has to be run.
     """
-    key = __version__
-    for step in make_steps(work.config):
-        key = fingerprint(key, step.name, step.settings(work))
+    for step, key in _with_keys(work, make_steps(work.config)):
         if not _is_done(work, step, key):
             raise RunError(
                 f"{work.folder}: step {step.name!r} is not done with the run's "
