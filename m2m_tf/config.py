@@ -60,9 +60,10 @@ class Task:
     Args:
         name: Name of the model output.
         column: Performance column it is made from.
-        kind: `"count"` predicts the column's total, `"binary"` whether it is
-            above zero on any day (learned with the same Poisson loss, as the
-            paper learns its active rate; the forecast is capped at 1).
+        kind: `"count"` predicts the column's total, at most `horizon` where
+            the column was 0 or 1 on every training day and so counts days;
+            `"binary"` whether it is above zero on any day (learned with the
+            same Poisson loss, as the paper learns its active rate; at most 1).
         weight: The task's loss weight λ_t (eq. 19), or `"inverse_mean"` for
             1 / mean training label, which puts tasks of different units on
             one scale.

@@ -154,19 +154,27 @@ def lightgbm_forecasts(
     """
     from m2m_tf.baselines import lightgbm
 
-    return lightgbm.forecast(
+    forecasts = lightgbm.forecast(
         data.spec,
         *(_Batches(data, name) for name in ("train", "validation", split)),
         seed=seed,
         **options,
     )
+    # Trees are not to be held back by what the model is told.
+    limits = [x or np.inf for x in data.preprocessor.statistics.label_limits]
+    return {name: np.minimum(x, limits) for name, x in forecasts.items()}
 
 
 def _make_step(data, model, attention_model):
     """Function of raw features and labels, giving NumPy-ready tensors."""
     spec = data.spec
     tasks = list(
-        zip(spec.tasks, data.preprocessor.statistics.whole_labels, strict=True)
+        zip(
+            spec.task_names,
+            data.preprocessor.statistics.whole_labels,
+            data.preprocessor.statistics.label_limits,
+            strict=True,
+        )
     )
 
     @tf.function
@@ -174,11 +182,11 @@ def _make_step(data, model, attention_model):
         inputs = data.preprocessor(raw)
         outputs = model(inputs, training=False)
         columns = {}
-        for index, (task, whole) in enumerate(tasks):
-            output = outputs[task.name]
-            told = task_forecasts(output, task, whole)
+        for index, (task, whole, limit) in enumerate(tasks):
+            output = outputs[task]
+            told = task_forecasts(output, whole, limit)
             if has_shape(output):
-                levels = task_levels(output, task, labels[:, index], whole)
+                levels = task_levels(output, labels[:, index], whole, limit)
                 for name, level in zip(("below", "up_to"), levels, strict=True):
                     told[name] = level[:, None]
             for name, values in told.items():

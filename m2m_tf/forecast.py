@@ -59,7 +59,7 @@ def has_shape(output) -> bool:
     return output.shape[-1] > 1
 
 
-def task_forecasts(output, task, whole) -> dict:
+def task_forecasts(output, whole, limit=None) -> dict:
     """What is told of one task: its mean, and median and interval if it can.
 
     The one place where a model's output becomes forecasts, for evaluation and
@@ -67,10 +67,10 @@ def task_forecasts(output, task, whole) -> dict:
 
     Args:
         output: The model's output of the task, `[batch, 1]` or `[batch, 4]`.
-        task: The `config.Task`. A binary one's mean is at most 1, and its
-            quantiles are those of a coin with that mean: 0 or 1, so that
-            they cannot contradict it.
         whole: Whether its labels are whole numbers.
+        limit: Most that a label can be, which nothing told exceeds; None: no
+            bound. If it is 1, quantiles are those of a coin with the mean: 0
+            or 1, so that they cannot contradict it.
 
     Returns:
         Dict of float32 tensors `[batch, 1]`: `"mean"` and, from a model with
@@ -80,11 +80,14 @@ def task_forecasts(output, task, whole) -> dict:
     Example:
 
     >>> output = keras.ops.array([[0.0, -5.0, 1.0, 0.0]])
-    >>> told = task_forecasts(output, data.spec.tasks[0], whole=True)
+    >>> told = task_forecasts(output, whole=True)
     >>> {name: float(value[0, 0]) for name, value in told.items()}
     {'mean': 1.0, 'median': 3.0, 'lower': 1.0, 'upper': 24.0}
+    >>> days = task_forecasts(output, whole=True, limit=7)
+    >>> float(days["upper"][0, 0])
+    7.0
     """
-    mean = _mean(output, task)
+    mean = _mean(output, limit)
     forecasts = {"mean": mean}
     if has_shape(output):
         for name, level in (
@@ -92,23 +95,23 @@ def task_forecasts(output, task, whole) -> dict:
             ("lower", LOWER),
             ("upper", UPPER),
         ):
-            if task.kind == "binary":
+            if limit == 1:
                 # 0 where P(Y = 0) reaches the level.
                 quantile = ops.cast(1 - mean < level, "float32")
             else:
                 quantile = hurdle_quantile(output, level, whole)[:, None]
-            forecasts[name] = quantile
+            forecasts[name] = _at_most(quantile, limit)
     return forecasts
 
 
-def task_levels(output, task, y, whole):
+def task_levels(output, y, whole, limit=None):
     """P(Y < y) and P(Y ≤ y) of one task, as `task_forecasts` has it.
 
     Args:
         output: The model's output of the task, `[batch, 4]`.
-        task: The `config.Task`.
         y: Labels `[batch]`.
         whole: Whether the task's labels are whole numbers.
+        limit: Most that a label can be, or None.
 
     Returns:
         Tuple of two float32 tensors `[batch]`, see `hurdle_cdf`.
@@ -116,16 +119,22 @@ def task_levels(output, task, y, whole):
     Example:
 
     >>> output = keras.ops.log([[0.25, 1.0, 1.0, 1.0]])
-    >>> open_days = data.spec.tasks[2]
-    >>> below, up_to = task_levels(output, open_days, [0.0], whole=True)
+    >>> below, up_to = task_levels(output, [0.0], whole=True, limit=1)
     >>> float(below[0]), float(up_to[0])
     (0.0, 0.75)
     """
-    if task.kind != "binary":
-        return hurdle_cdf(output, y, whole)
-    zeros = 1 - _mean(output, task)[:, 0]
-    is_zero = ops.convert_to_tensor(y) <= 0
-    return ops.where(is_zero, 0.0, zeros), ops.where(is_zero, zeros, 1.0)
+    y = ops.cast(ops.convert_to_tensor(y), "float32")
+    if limit == 1:
+        zeros = 1 - _mean(output, limit)[:, 0]
+        below = ops.where(y <= 0, 0.0, zeros)
+        up_to = ops.where(y <= 0, zeros, 1.0)
+    else:
+        below, up_to = hurdle_cdf(output, y, whole)
+    if limit is not None:
+        # All that lies above the limit is told to be at it.
+        below = ops.where(y > limit, 1.0, below)
+        up_to = ops.where(y >= limit, 1.0, up_to)
+    return below, up_to
 
 
 def hurdle_quantile(parameters, level, whole):
@@ -189,9 +198,12 @@ def hurdle_cdf(parameters, y, whole):
     return ops.where(is_zero, 0.0, below), ops.where(is_zero, zeros, at)
 
 
-def _mean(output, task):
-    mean = ops.exp(ops.cast(output[:, :1], "float32"))
-    return ops.minimum(mean, 1.0) if task.kind == "binary" else mean
+def _mean(output, limit):
+    return _at_most(ops.exp(ops.cast(output[:, :1], "float32")), limit)
+
+
+def _at_most(values, limit):
+    return values if limit is None else ops.minimum(values, float(limit))
 
 
 def _parts(parameters):

@@ -67,17 +67,24 @@ def make_signatures(
     spec = preprocessor.spec
     raw_inputs = _tensor_specs(schema.raw_features(spec))
     examples = tf.TensorSpec([None], tf.string, name=EXAMPLES)
-    whole_labels = preprocessor.statistics.whole_labels
+    tasks = list(
+        zip(
+            spec.task_names,
+            preprocessor.statistics.whole_labels,
+            preprocessor.statistics.label_limits,
+            strict=True,
+        )
+    )
 
     # One traced function, which all signatures call.
     @tf.function(input_signature=[raw_inputs])
     def forecast(raw):
         outputs = model(preprocessor(raw), training=False)
         return {
-            schema.output_name(task.name, part): values
-            for task, whole in zip(spec.tasks, whole_labels, strict=True)
+            schema.output_name(task, part): values
+            for task, whole, limit in tasks
             for part, values in task_forecasts(
-                outputs[task.name], task, whole
+                outputs[task], whole, limit
             ).items()
         }
 

@@ -172,7 +172,6 @@ over_rest.select("click", "click_median", "click_lower", "click_upper")
 # %%
 outputs = m2m_tf.forecast.task_forecasts(
     model(data.preprocessor(rows))["click"],
-    spec.tasks[spec.task_names.index("click")],
     whole=True,
 )
 np.testing.assert_allclose(over_rest["click"], outputs["mean"][:, 0], rtol=1e-4)

@@ -15,7 +15,11 @@ from m2m_tf.config import DatasetSpec
 from m2m_tf.data import panel, schema
 from m2m_tf.data.dataset import ForecastData
 from m2m_tf.evaluation import METRIC_TITLES
-from m2m_tf.evaluation_run import evaluate_run, lightgbm_forecasts
+from m2m_tf.evaluation_run import (
+    evaluate_run,
+    forecast_split,
+    lightgbm_forecasts,
+)
 from m2m_tf.export import (
     CARD_FILE,
     CONTRACT_FILE,
@@ -84,19 +88,24 @@ def test_fresh_process_without_the_library_agrees(
     got = np.load(tmp_path / "out.npz")
     model = training.load_model(trained[0])
     outputs = model(clinic_data.preprocessor(raw), training=False)
-    whole = clinic_data.preprocessor.statistics.whole_labels
-    for task, is_whole in zip(clinic_data.spec.tasks, whole, strict=True):
-        output = outputs[task.name]
-        for part, values in task_forecasts(output, task, is_whole).items():
-            name = schema.output_name(task.name, part)
+    statistics = clinic_data.preprocessor.statistics
+    for task, whole, limit in zip(
+        clinic_data.spec.task_names,
+        statistics.whole_labels,
+        statistics.label_limits,
+        strict=True,
+    ):
+        output = outputs[task]
+        for part, values in task_forecasts(output, whole, limit).items():
+            name = schema.output_name(task, part)
             for signature in "ab":
                 np.testing.assert_allclose(
                     got[f"{signature}_{name}"], values, rtol=1e-5, atol=1e-6
                 )
         rate = np.exp(output[:, :1])
-        if task.name == "open":
+        if task == "open":
             rate = np.minimum(rate, 1)
-        np.testing.assert_allclose(got[f"a_{task.name}"], rate, rtol=1e-5)
+        np.testing.assert_allclose(got[f"a_{task}"], rate, rtol=1e-5)
 
 
 def test_contract_lists_inputs_and_columns(exported, clinic_data):
@@ -229,6 +238,34 @@ def test_versions_count_up_and_a_failure_leaves_none(
     with pytest.raises(OSError, match="disk full"):
         export_model(model, clinic_data.preprocessor, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["1"]
+
+
+def test_nothing_told_of_days_exceeds_the_horizon(tmp_path):
+    tasks = [
+        {"name": "visits", "column": "visits"},
+        {"name": "days", "column": "open_days"},
+    ]
+    path = write_clinic_tables(tmp_path / "tables", tasks=tasks)
+    data = ForecastData.prepare(DatasetSpec.load(path), tmp_path / "records")
+    # A model to which seven times the days are to be expected.
+    means = [mean * 7 for mean in data.preprocessor.statistics.label_means]
+    settings = dataclasses.replace(SMALL_MODEL, likelihood="hurdle")
+    model = build_model(data.preprocessor.model_inputs, settings, means)
+    test = forecast_split(data, model)
+    told = test.forecasts | lightgbm_forecasts(data, trees={"num_leaves": 4})
+    assert {"m2m", "m2m_median", "last_week", "lightgbm"} < set(told)
+    told |= test.intervals
+    for name, values in told.items():
+        assert values[:, 1].max() <= 7, name
+    assert told["upper"][:, 1].max() == 7 < told["upper"][:, 0].max()
+    version = export_model(model, data.preprocessor, tmp_path / "m")
+    raw = next(data.raw("test", 64).as_numpy_iterator())
+    served = tf.saved_model.load(str(version)).signatures["predict"](
+        **{x: tf.constant(raw[x]) for x in schema.raw_features(data.spec)}
+    )
+    for part in ("median", "lower", "upper"):
+        assert served[f"days_{part}"].numpy().max() <= 7
+    assert served["days"].numpy().max() <= 7
 
 
 LESS_KNOWN = {

@@ -5,7 +5,6 @@ import numpy as np
 import pytest
 from hypothesis import strategies as st
 
-from m2m_tf.config import Task
 from m2m_tf.forecast import (
     hurdle_cdf,
     hurdle_quantile,
@@ -101,7 +100,7 @@ def test_quantile_of_amounts_has_the_level(parameters, level):
 
 
 def test_forecasts_of_a_binary_task_are_at_most_one():
-    told = task_forecasts(PARAMETERS, Task("won", "won", "binary"), True)
+    told = task_forecasts(PARAMETERS, whole=True, limit=1)
     assert set(told) == {"mean", "median", "lower", "upper"}
     assert all(float(np.max(values)) <= 1 for values in told.values())
     assert all(values.shape == (3, 1) for values in told.values())
@@ -120,8 +119,7 @@ def test_forecasts_of_a_binary_task_are_at_most_one():
 def test_quantiles_of_a_binary_task_are_those_of_its_mean(share, quantiles):
     # Parameters that say otherwise: never zero, far above 1.
     output = np.array([[np.log(share), -9.0, 5.0, 0.0]], "float32")
-    task = Task("won", "won", "binary")
-    told = task_forecasts(output, task, True)
+    told = task_forecasts(output, whole=True, limit=1)
     assert float(told["mean"][0, 0]) == pytest.approx(min(share, 1.0))
     found = [float(told[name][0, 0]) for name in ("lower", "median", "upper")]
     assert found == list(quantiles)
@@ -129,20 +127,44 @@ def test_quantiles_of_a_binary_task_are_those_of_its_mean(share, quantiles):
 
 def test_levels_of_a_binary_task_are_those_of_its_mean():
     output = np.array([[np.log(0.3), -9.0, 5.0, 0.0]] * 2, "float32")
-    task = Task("won", "won", "binary")
-    below, up_to = task_levels(output, task, np.array([0.0, 1.0]), True)
+    below, up_to = task_levels(output, np.array([0.0, 1.0]), True, limit=1)
     np.testing.assert_allclose(below, [0.0, 0.7], rtol=1e-6)
     np.testing.assert_allclose(up_to, [0.7, 1.0], rtol=1e-6)
 
 
+@pytest.mark.parametrize("parameters", PARAMETERS)
+def test_forecasts_of_days_are_those_of_the_least_of_them_and_the_horizon(
+    parameters,
+):
+    # By sums: days Y' = min(Y, 7), so that all above 7 lies at 7.
+    counts = np.arange(20_000, dtype="float32")
+    repeated = np.repeat(parameters[None], len(counts), 0)
+    losses = hurdle_negative_log_likelihood(counts, repeated)
+    each = np.exp(-np.asarray(losses, "float64"))[:7]
+    up_to = np.append(np.cumsum(each), 1.0)
+    below = np.insert(np.cumsum(each), 0, 0.0)
+    told = task_forecasts(parameters[None], whole=True, limit=7)
+    for name, level in (("median", 0.5), ("lower", 0.1), ("upper", 0.9)):
+        assert float(told[name][0, 0]) == np.argmax(up_to >= level)
+    assert float(told["mean"][0, 0]) == pytest.approx(
+        min(math.exp(parameters[0]), 7.0)
+    )
+    levels = task_levels(repeated[:8], counts[:8], whole=True, limit=7)
+    np.testing.assert_allclose(levels[0], below, atol=1e-4)
+    np.testing.assert_allclose(levels[1], up_to, atol=1e-4)
+    # A label above the limit is above all that was told.
+    levels = task_levels(repeated[:1], [8.0], whole=True, limit=7)
+    assert [float(x[0]) for x in levels] == [1.0, 1.0]
+
+
 def test_levels_of_counts_are_those_of_the_distribution():
     y = np.array([0.0, 2.0, 7.0], "float32")
-    ours = task_levels(PARAMETERS, Task("a", "a"), y, True)
+    ours = task_levels(PARAMETERS, y, True)
     theirs = hurdle_cdf(PARAMETERS, y, True)
     for mine, other in zip(ours, theirs, strict=True):
         np.testing.assert_array_equal(mine, other)
 
 
 def test_a_model_of_rates_tells_means_alone():
-    (mean,) = task_forecasts(PARAMETERS[:, :1], Task("a", "a"), True).values()
+    (mean,) = task_forecasts(PARAMETERS[:, :1], True).values()
     np.testing.assert_allclose(mean, np.exp(PARAMETERS[:, :1]), rtol=1e-6)

@@ -45,14 +45,17 @@ class Statistics:
         dense_std: Standard deviation of each dense feature.
         label_means: Mean training label of each task.
         whole_labels: Whether all training labels of a task are whole numbers.
+        label_limits: Most that a label of a task can be: 1 of a binary one,
+            the horizon where the column was 0 or 1 on every training day and
+            so counts days; None: no bound is known.
         num_samples: Samples of each split.
         last_day: Last day that anything was fitted on, and the last training
             label's, as an ISO date.
 
     Example:
 
-    >>> data.preprocessor.statistics.whole_labels
-    [True, False, True]
+    >>> data.preprocessor.statistics.label_limits
+    [None, None, 1]
     """
 
     edges: dict[str, list[float]]
@@ -62,6 +65,7 @@ class Statistics:
     dense_std: list[float]
     label_means: list[float]
     whole_labels: list[bool]
+    label_limits: list[int | None]
     num_samples: dict[str, int]
     last_day: str
 
@@ -389,6 +393,7 @@ def fit_preprocessor(
         dense_std=[],
         label_means=[],
         whole_labels=[],
+        label_limits=_fit_limits(spec, rows),
         last_day=last.isoformat(),
         num_samples={
             name: input_pipeline.count_samples(
@@ -473,6 +478,17 @@ def _fit_edges(spec, rows):
         for name in columns.numeric:
             edges[prefix + name] = quantile_edges(table[name].to_numpy())
     return edges
+
+
+def _fit_limits(spec, rows):
+    columns = [pl.col(name) for name in {task.column for task in spec.tasks}]
+    counts = rows.select(((x == 0) | (x == 1)).all() for x in columns)
+    counts_days = counts.collect().row(0, named=True)
+    limits = []
+    for task in spec.tasks:
+        limit = spec.horizon if counts_days[task.column] else None
+        limits.append(1 if task.kind == "binary" else limit)
+    return limits
 
 
 def _fit_vocabularies(spec, rows):

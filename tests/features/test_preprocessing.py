@@ -180,6 +180,17 @@ def test_units_of_labels(tmp_path):
     }
 
 
+def test_limits_of_labels(tmp_path):
+    tasks = [
+        {"name": "days", "column": "open_days"},
+        {"name": "open", "column": "open_days", "kind": "binary"},
+        {"name": "visits", "column": "visits"},
+    ]
+    path = write_clinic_tables(tmp_path / "tables", tasks=tasks, horizon=5)
+    data = ForecastData.prepare(DatasetSpec.load(path), tmp_path / "data")
+    assert data.preprocessor.statistics.label_limits == [5, 1, None]
+
+
 def test_nothing_after_the_last_training_day_moves_what_is_fitted(tmp_path):
     spec = DatasetSpec.load(write_clinic_tables(tmp_path / "tables"))
     last = windows.date_of(spec, windows.last_fit_day(spec))
