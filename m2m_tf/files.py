@@ -6,6 +6,7 @@ import json
 import os
 import pathlib
 import shutil
+import tempfile
 
 
 @contextlib.contextmanager
@@ -27,6 +28,24 @@ def replacing(path: str | os.PathLike):
         os.replace(temporary, path)
     finally:
         _remove(temporary)
+
+
+def scratch_folder(
+    parent: str | os.PathLike | None, name: str
+) -> tempfile.TemporaryDirectory:
+    """A folder that goes with its object or the process, at the latest.
+
+    If the process is killed, `remove_abandoned` removes it.
+
+    Args:
+        parent: Folder to make it in; None: that of the system.
+        name: What it is for.
+    """
+    if parent is not None:
+        pathlib.Path(parent).mkdir(parents=True, exist_ok=True)
+    return tempfile.TemporaryDirectory(
+        prefix=f".tmp-{os.getpid()}-", suffix=f"-{name}", dir=parent
+    )
 
 
 @contextlib.contextmanager

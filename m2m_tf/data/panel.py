@@ -11,6 +11,7 @@ import dataclasses
 import datetime
 import hashlib
 import math
+import os
 import pathlib
 import urllib.parse
 from collections.abc import Iterator
@@ -18,6 +19,7 @@ from collections.abc import Iterator
 import numpy as np
 import polars as pl
 
+from m2m_tf import files
 from m2m_tf.config import AttributeColumns, DatasetSpec, fingerprint
 from m2m_tf.data import schema, windows
 
@@ -32,6 +34,9 @@ _ENDINGS = (".parquet", ".csv")
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 # Column of the file that a row comes from, while a folder is read.
 _FILE = "_file"
+# A copy of the rows in parts, and the most of them: each is written through
+# a buffer of its own.
+_SCRATCH, _PART, _MOST_PARTS = "rows", "_part", 64
 # What a column must hold.
 _TEXT = "one value a row"
 _NUMBERS = "numbers"
@@ -148,19 +153,19 @@ def scan_table(path: pathlib.Path) -> pl.LazyFrame:
         kind = (file.suffix, tuple(dtypes.items()), tuple(told))
         alike[kind][file] = told
     frames = [
-        _scan_files(list(files), include_file_paths=_FILE)
+        _scan_files(list(told_by_file), include_file_paths=_FILE)
         .with_columns(
             pl.col(_FILE)
             .replace_strict(
-                [str(file) for file in files],
-                [told[name] for told in files.values()],
+                [str(file) for file in told_by_file],
+                [told[name] for told in told_by_file.values()],
                 return_dtype=pl.String,
             )
             .alias(name)
             for name in kind[-1]
         )
         .drop(_FILE)
-        for kind, files in alike.items()
+        for kind, told_by_file in alike.items()
     ]
     with _reading(path):
         frame = pl.concat(frames, how="diagonal_relaxed")
@@ -448,7 +453,9 @@ def _table_problems(spec, only_days=False):
 
 
 def iter_records(
-    spec: DatasetSpec, chunk_rows: int = CHUNK_ROWS
+    spec: DatasetSpec,
+    chunk_rows: int = CHUNK_ROWS,
+    scratch: str | os.PathLike | None = None,
 ) -> Iterator[dict]:
     """Yields one record per entity (`schema.record_tensors`), NumPy values.
 
@@ -457,6 +464,7 @@ def iter_records(
     Args:
         spec: The dataset spec.
         chunk_rows: Panel rows held at a time, about.
+        scratch: Folder for a copy of a panel of more rows, see `_Rows`.
 
     Example:
 
@@ -466,11 +474,11 @@ def iter_records(
     (120, 6)
     """
     scenarios, profile = _scenario_table(spec), read_profile(spec)
-    num_chunks = count_chunks(spec, chunk_rows)
-    for chunk in range(num_chunks):
-        rows, its_profile = _read_chunk(spec, profile, chunk, num_chunks)
-        rows = rows.sort(spec.entity, spec.scenario, "_day")
-        yield from _chunk_records(spec, rows, its_profile, scenarios)
+    rows = _Rows(spec, profile, count_chunks(spec, chunk_rows), scratch)
+    for chunk in range(rows.num_chunks):
+        its_rows, its_profile = rows.read(chunk)
+        its_rows = its_rows.sort(spec.entity, spec.scenario, "_day")
+        yield from _chunk_records(spec, its_rows, its_profile, scenarios)
 
 
 class Grids:
@@ -483,6 +491,7 @@ class Grids:
     Args:
         spec: The dataset spec.
         chunk_rows: Panel rows and pairs held at a time, about.
+        scratch: Folder for a copy of a panel of more rows, see `_Rows`.
 
     Attributes:
         num_chunks: Number of chunks of the entities.
@@ -497,14 +506,19 @@ class Grids:
     (3, 3, 120, 6)
     """
 
-    def __init__(self, spec: DatasetSpec, chunk_rows: int = CHUNK_ROWS):
+    def __init__(
+        self,
+        spec: DatasetSpec,
+        chunk_rows: int = CHUNK_ROWS,
+        scratch: str | os.PathLike | None = None,
+    ):
         self._spec = spec
         self._scenarios = _scenario_table(spec)
-        self._profile = read_profile(spec)
+        profile = read_profile(spec)
         entities = pl.concat(
             [
                 _rows_of_days(spec).select(spec.entity),
-                self._profile.lazy().select(spec.entity),
+                profile.lazy().select(spec.entity),
             ]
         )
         count = entities.select(pl.col(spec.entity).n_unique()).collect()
@@ -513,6 +527,7 @@ class Grids:
             count_chunks(spec, chunk_rows),
             math.ceil(self.num_pairs / chunk_rows),
         )
+        self._rows = _Rows(spec, profile, self.num_chunks, scratch)
 
     def read(self, chunk: int, pairs: int) -> Iterator[dict]:
         """Yields the grids of a chunk, whose panel rows are held at once.
@@ -528,7 +543,7 @@ class Grids:
         spec, scenarios = self._spec, self._scenarios
         names = scenarios[spec.scenario].to_list()
         entities = max(1, pairs // len(names))
-        rows, profile = _read_chunk(spec, self._profile, chunk, self.num_chunks)
+        rows, profile = self._rows.read(chunk)
         every = pl.concat([rows[spec.entity], profile[spec.entity]])
         profile = (
             every.unique()
@@ -600,14 +615,55 @@ def _ids_until_end(spec, key):
     return rows.select(pl.col(key).unique().sort()).collect()
 
 
-def _read_chunk(spec, profile, chunk, num_chunks):
-    """Rows of a chunk's entities, with day numbers, and of the profile."""
-    in_chunk = pl.col(spec.entity).hash(seed=0) % num_chunks == chunk
-    rows = _rows_of_days(spec).filter(in_chunk).collect()
-    rows = rows.with_columns(
-        (pl.col(spec.date) - spec.start).dt.total_days().alias("_day")
-    )
-    return rows, profile.filter(in_chunk)
+class _Rows:
+    """Rows of the panel and of the profile, a chunk of entities at a time.
+
+    The first reading of a panel of several chunks copies its rows into parts
+    that hold a few chunks each, so that the tables are gone through once, not
+    once for each chunk.
+    """
+
+    def __init__(self, spec, profile, num_chunks, scratch):
+        self.num_chunks = num_chunks
+        self._spec = spec
+        self._profile = profile
+        self._scratch = scratch
+        self._folder = None
+        self._chunk = pl.col(spec.entity).hash(seed=0) % num_chunks
+        if scratch is not None:
+            files.remove_abandoned(scratch, _SCRATCH)
+
+    def read(self, chunk):
+        """Rows of a chunk's entities, with day numbers, and of the profile."""
+        spec = self._spec
+        rows = self._of_panel(chunk).with_columns(
+            (pl.col(spec.date) - spec.start).dt.total_days().alias("_day")
+        )
+        return rows, self._profile.filter(self._chunk == chunk)
+
+    def _of_panel(self, chunk):
+        rows = _rows_of_days(self._spec)
+        if self.num_chunks == 1:
+            return rows.collect()
+        if self._folder is None:
+            self._folder = self._deal(rows)
+        part = pathlib.Path(self._folder.name, f"{_PART}={chunk % _MOST_PARTS}")
+        if not part.exists():
+            return rows.clear().collect()
+        dealt = pl.scan_parquet(part / "*.parquet", hive_partitioning=False)
+        return dealt.filter(self._chunk == chunk).collect()
+
+    def _deal(self, rows):
+        folder = files.scratch_folder(self._scratch, _SCRATCH)
+        rows.sink_parquet(
+            pl.PartitionBy(
+                folder.name,
+                key={_PART: self._chunk % _MOST_PARTS},
+                include_key=False,
+            ),
+            mkdir=True,
+        )
+        return folder
 
 
 def _chunk_records(spec, rows, profile, scenarios):

@@ -9,6 +9,7 @@ import contextlib
 import io
 import os
 import pathlib
+import shutil
 
 import numpy as np
 import tensorflow_datasets as tfds
@@ -21,6 +22,9 @@ from m2m_tf.data import panel, schema
 
 SPLIT = "series"
 _TABLES_FILE = "tables.json"
+_LOCK_FILE = ".lock"
+# How tfds begins the name of a folder that it is writing.
+_UNFINISHED = "incomplete.*"
 
 
 class _LocalInfo(tfds.core.DatasetInfo):
@@ -52,8 +56,8 @@ class PanelSeries(tfds.core.GeneratorBasedBuilder):
         "1.0.0": "Series records cut into windows when read.",
         "1.1.0": "The preprocessor beside them knows scenarios' attributes.",
         "1.2.0": "The preprocessor knows the last day that it was fitted on.",
-        "1.4.0": "What is fitted has the most that a label can be.",
         "1.3.0": "Without `activity`, series count from their first value on.",
+        "1.4.0": "What is fitted has the most that a label can be.",
     }
 
     def __init__(
@@ -95,7 +99,7 @@ class PanelSeries(tfds.core.GeneratorBasedBuilder):
 
     def _generate_examples(self):
         records = tqdm(
-            panel.iter_records(self.spec),
+            panel.iter_records(self.spec, scratch=self.data_dir_root),
             total=self._entities,
             desc="records",
             unit=" entities",
@@ -113,6 +117,9 @@ def prepare_records(
     Returns:
         The builder.
 
+    Raises:
+        RuntimeError: If another process is writing them.
+
     Example:
 
     >>> spec = DatasetSpec.load("spec.yaml")
@@ -126,15 +133,25 @@ def prepare_records(
     tables = panel.table_fingerprints(spec)
     if path.exists() and files.read_json(path) == tables:
         return builder
-    if written.exists():
-        files.remove_folder(written)
+    busy = (
+        f"{written.parent}: another process is writing these records. Wait "
+        "until it has ended."
+    )
+    with files.only_one(written.parent / _LOCK_FILE, busy):
+        # What processes that were killed have left.
+        for folder in written.parent.glob(_UNFINISHED):
+            shutil.rmtree(folder)
+        if written.exists():
+            files.remove_folder(written)
         # The first one knows what was there.
         builder = PanelSeries(spec=spec, data_dir=data_dir, entities=entities)
-    with _quiet():
-        builder.download_and_prepare(
-            download_config=tfds.download.DownloadConfig(try_download_gcs=False)
-        )
-    files.write_json(path, tables)
+        with _quiet():
+            builder.download_and_prepare(
+                download_config=tfds.download.DownloadConfig(
+                    try_download_gcs=False
+                )
+            )
+        files.write_json(path, tables)
     return builder
 
 

@@ -135,7 +135,8 @@ def score_tables(
             f"the cutoff, {cutoff}, which would count as zeros. Add the rows, "
             f"or forecast from an earlier day (newest before it: {newest})."
         )
-    scoring = _Scoring(version, spec, cutoff, vocabularies, chunk_rows)
+    grids = panel.Grids(spec, chunk_rows, scratch=output.parent)
+    scoring = _Scoring(version, spec, cutoff, vocabularies, grids)
     if output.suffix != ".parquet":
         return scoring.write_parts(output)
     with files.replacing(output) as temporary:
@@ -179,12 +180,12 @@ def _check_output(output, spec):
 class _Scoring:
     """Forecasts of one cutoff, written a chunk of entities at a time."""
 
-    def __init__(self, version, spec, cutoff, vocabularies, chunk_rows):
+    def __init__(self, version, spec, cutoff, vocabularies, grids):
         self._version = version
         self._spec = spec
         self._cutoff = cutoff
         self._vocabularies = vocabularies
-        self._grids = panel.Grids(spec, chunk_rows)
+        self._grids = grids
         # It lives as long as its signature is used.
         self._model = tf.saved_model.load(str(version))
         self._predict = self._model.signatures[PREDICT]

@@ -372,14 +372,18 @@ def test_records_hold_every_panel_value_once(clinic_spec, source):
         assert total == pytest.approx(source[name].sum(), rel=1e-5)
 
 
-def test_chunks_do_not_change_the_records(clinic_spec):
+@pytest.mark.parametrize("chunk_rows", [300, 30])
+def test_chunks_do_not_change_the_records(clinic_spec, tmp_path, chunk_rows):
     def by_entity(**kwargs):
         return {
             r["entity"]: r["values"]
             for r in panel.iter_records(clinic_spec, **kwargs)
         }
 
-    whole, parts = by_entity(), by_entity(chunk_rows=300)
+    whole = by_entity()
+    parts = by_entity(chunk_rows=chunk_rows, scratch=tmp_path)
+    # Nothing is left of the copy that was dealt.
+    assert not list(tmp_path.iterdir())
     assert whole.keys() == parts.keys()
     for entity, values in whole.items():
         np.testing.assert_array_equal(values, parts[entity])

@@ -1,10 +1,18 @@
 import dataclasses
+import pathlib
+import signal
+import subprocess
+import sys
 import tempfile
 
 import numpy as np
+import pytest
 import tensorflow_datasets as tfds
 from absl import logging
+from tables import write_clinic_tables
 
+from m2m_tf import files
+from m2m_tf.config import DatasetSpec
 from m2m_tf.data import panel, tfds_builder
 
 
@@ -37,6 +45,47 @@ def test_another_spec_gets_another_folder(clinic_spec, tmp_path):
         for spec in (clinic_spec, other)
     }
     assert len(folders) == 2
+
+
+def test_what_a_killed_process_has_left_is_removed(clinic_spec, tmp_path):
+    """Killed while it deals rows: half a copy, and half a set of records."""
+    code = (
+        "import os, signal, sys\n"
+        "from m2m_tf.config import DatasetSpec\n"
+        "from m2m_tf.data import panel, tfds_builder\n"
+        "def killed(*args):\n"
+        "    os.kill(os.getpid(), signal.SIGKILL)\n"
+        "panel._chunk_records = killed\n"
+        "panel.iter_records.__defaults__ = (300, None)\n"
+        "spec = DatasetSpec.load(sys.argv[1])\n"
+        "tfds_builder.prepare_records(spec, sys.argv[2])\n"
+    )
+    path = write_clinic_tables(tmp_path / "tables")
+    records = tmp_path / "records"
+    process = subprocess.run(
+        [sys.executable, "-c", code, str(path), str(records)],
+        check=False,
+        capture_output=True,
+        timeout=120,
+    )
+    assert process.returncode == -signal.SIGKILL, process.stderr
+    (left,) = records.glob(".tmp-*-rows")
+    assert any(left.rglob("*.parquet"))
+    assert list(records.glob("*/*/incomplete.*"))
+    tfds_builder.prepare_records(DatasetSpec.load(path), records)
+    assert not list(records.glob(".tmp-*"))
+    assert not list(records.glob("*/*/incomplete.*"))
+
+
+def test_records_are_written_by_one_process_at_a_time(clinic_spec, tmp_path):
+    builder = tfds_builder.PanelSeries(spec=clinic_spec, data_dir=tmp_path)
+    lock = pathlib.Path(builder.data_path).parent / ".lock"
+    with (
+        files.only_one(lock, "busy"),
+        pytest.raises(RuntimeError, match="another process is writing these"),
+    ):
+        tfds_builder.prepare_records(clinic_spec, tmp_path)
+    tfds_builder.prepare_records(clinic_spec, tmp_path)
 
 
 def test_only_our_progress_bar_is_shown(clinic_spec, tmp_path, capfd, caplog):
