@@ -513,6 +513,7 @@ class Trainer:
             name: 1 / mean
             for name, mean in zip(self.names, data.label_means, strict=True)
         }
+        # Days have no limit here, as when this study was begun.
         self.losses = joint_hurdle(self.weights)
         self.train_steps = jax.jit(self._train_steps, donate_argnums=0)
         self.forecast = jax.jit(self._forecast)

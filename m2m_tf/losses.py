@@ -110,7 +110,7 @@ def _match_rank(y_true, log_rate):
 
 
 @keras.saving.register_keras_serializable("m2m_tf")
-def hurdle_negative_log_likelihood(y_true, parameters, unit=1.0):
+def hurdle_negative_log_likelihood(y_true, parameters, unit=1.0, limit=None):
     """-log P(y) of a hurdle log-logistic distribution, in nats.
 
     With G the logistic distribution function of (log y - location) / scale:
@@ -122,7 +122,9 @@ def hurdle_negative_log_likelihood(y_true, parameters, unit=1.0):
 
     A label stands for the interval of one unit round it. That is exact for
     counts; for amounts it says that differences within a unit do not matter,
-    and it keeps the likelihood of repeated values below 1.
+    and it keeps the likelihood of repeated values below 1. A label at the
+    limit stands for all above it, (1 - π) (1 - G(y - 1/2)), as censored
+    values do: who was active on each of seven days may be sure to be.
 
     Args:
         y_true: Labels, not negative, `[batch, 1]` or `[batch]`.
@@ -130,6 +132,8 @@ def hurdle_negative_log_likelihood(y_true, parameters, unit=1.0):
             log scale, see `layers.HurdleHeads`.
         unit: What counts as 1 in the formula: 1 for counts, less for amounts
             that are mostly below 1, or they would all be told alike.
+        limit: Most that a label can be, in the labels' own unit; None: no
+            bound.
 
     Returns:
         Float32 tensor `[batch]`.
@@ -145,10 +149,10 @@ def hurdle_negative_log_likelihood(y_true, parameters, unit=1.0):
         ops.cast(ops.convert_to_tensor(y_true), "float32"), [-1]
     )
     zero_logit, location, log_scale = (parameters[:, i] for i in (1, 2, 3))
-    y_true, location = y_true / unit, location - math.log(unit)
-    is_zero = y_true <= 0
+    labels, location = y_true, location - math.log(unit)
+    is_zero = labels <= 0
     # Any positive number, where the label has no logarithm.
-    y = ops.where(is_zero, 1.0, y_true)
+    y = ops.where(is_zero, 1.0, labels / unit)
     inverse = ops.exp(-log_scale)
     above = (ops.log(y + 0.5) - location) * inverse
     # All that lies below the first unit's middle is rounded up to it.
@@ -158,11 +162,10 @@ def hurdle_negative_log_likelihood(y_true, parameters, unit=1.0):
     unit = ops.where(y > 1.0, 1.0, y + 0.5 - _SMALLEST)
     width = ops.log1p(unit / low) * inverse
     # log(σ(a) - σ(b)) = log σ(a) + log σ(-b) + log(1 - exp(b - a)).
-    positive = (
-        ops.log_sigmoid(above)
-        + ops.log_sigmoid(-below)
-        + ops.log(-ops.expm1(-width))
-    )
+    beyond = ops.log_sigmoid(-below)
+    positive = beyond + ops.log_sigmoid(above) + ops.log(-ops.expm1(-width))
+    if limit is not None:
+        positive = ops.where(labels >= limit, beyond, positive)
     return -ops.where(
         is_zero,
         ops.log_sigmoid(zero_logit),
@@ -182,6 +185,7 @@ class HurdleLoss(keras.losses.Loss):
         name: Name of the loss.
         unit: What a label's differences begin to matter at, see
             `hurdle_negative_log_likelihood`.
+        limit: Most that a label can be, see there; None: no bound.
 
     Example:
 
@@ -197,10 +201,12 @@ class HurdleLoss(keras.losses.Loss):
         reduction="sum_over_batch_size",
         name="hurdle_loss",
         unit=1.0,
+        limit=None,
     ):
         super().__init__(name=name, reduction=reduction, dtype="float32")
         self.shape_weight = float(shape_weight)
         self.unit = float(unit)
+        self.limit = limit
 
     def call(self, y_true, y_pred):
         if y_pred.shape[-1] != NUM_PARAMETERS:
@@ -211,13 +217,16 @@ class HurdleLoss(keras.losses.Loss):
                 f"Received: y_pred.shape={tuple(y_pred.shape)}."
             )
         mean = poisson_log_rate(y_true, y_pred[:, :1])
-        shape = hurdle_negative_log_likelihood(y_true, y_pred, self.unit)
+        shape = hurdle_negative_log_likelihood(
+            y_true, y_pred, self.unit, self.limit
+        )
         return ops.reshape(mean, [-1]) + self.shape_weight * shape
 
     def get_config(self):
         return super().get_config() | {
             "shape_weight": self.shape_weight,
             "unit": self.unit,
+            "limit": self.limit,
         }
 
 
@@ -241,7 +250,7 @@ def joint_poisson(task_names):
     return {name: PoissonLogRate() for name in task_names}
 
 
-def joint_hurdle(task_weights, label_units=None):
+def joint_hurdle(task_weights, label_units=None, label_limits=None):
     """One `HurdleLoss` per output, as `compile(loss=...)` takes it.
 
     Poisson losses are in units of the label and weighted by λ_t; likelihoods
@@ -251,6 +260,8 @@ def joint_hurdle(task_weights, label_units=None):
         task_weights: Task name → λ_t, as given to `compile(loss_weights=)`.
         label_units: Task name → unit of its labels, see `HurdleLoss` and
             `Preprocessor.label_units`; None: 1 for all, as for counts.
+        label_limits: Task name → most that its labels can be, or None, see
+            `Preprocessor.label_limits`; None: no bounds.
 
     Raises:
         ValueError: If a weight is not above 0.
@@ -260,7 +271,7 @@ def joint_hurdle(task_weights, label_units=None):
     >>> joint_hurdle({"clicks": 0.5})["clicks"].shape_weight
     6.0
     """
-    units = label_units or {}
+    units, limits = label_units or {}, label_limits or {}
     for name, weight in task_weights.items():
         if not weight > 0:
             raise ValueError(
@@ -268,6 +279,10 @@ def joint_hurdle(task_weights, label_units=None):
                 f"instead. Received: {name!r}: {weight}."
             )
     return {
-        name: HurdleLoss(_SHAPE_WEIGHT / weight, unit=units.get(name, 1.0))
+        name: HurdleLoss(
+            _SHAPE_WEIGHT / weight,
+            unit=units.get(name, 1.0),
+            limit=limits.get(name),
+        )
         for name, weight in task_weights.items()
     }

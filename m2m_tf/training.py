@@ -92,7 +92,11 @@ def compile_model(
     )
     model.compile(
         optimizer=make_optimizer(settings, steps),
-        loss=joint_hurdle(weights, data.preprocessor.label_units())
+        loss=joint_hurdle(
+            weights,
+            data.preprocessor.label_units(),
+            data.preprocessor.label_limits(),
+        )
         if has_shape(outputs[names[0]])
         else joint_poisson(names),
         loss_weights=weights,

@@ -62,7 +62,11 @@ weights = data.preprocessor.task_weights()
 inputs = data.preprocessor.model_inputs
 settings = m2m_tf.MODEL_PRESETS["small"]
 model = m2m_tf.build_model(inputs, settings, statistics.label_means)
-loss = m2m_tf.joint_hurdle(weights, data.preprocessor.label_units())
+units, limits = (
+    data.preprocessor.label_units(),
+    data.preprocessor.label_limits(),
+)
+loss = m2m_tf.joint_hurdle(weights, units, limits)
 model.compile(keras.optimizers.Adam(2e-3), loss=loss, loss_weights=weights)
 _ = model.fit(data.train(256), epochs=1, shuffle=False, verbose=2)
 # %% [markdown]

@@ -176,7 +176,7 @@ PARAMETERS = [
 ]
 
 
-def reference_likelihood(y, zero_logit, location, log_scale):
+def reference_likelihood(y, zero_logit, location, log_scale, limit=math.inf):
     """Float64, with the difference of two distribution functions as it is."""
     zero = 1 / (1 + math.exp(-zero_logit))
     if y == 0:
@@ -186,7 +186,8 @@ def reference_likelihood(y, zero_logit, location, log_scale):
         z = (math.log(value) - location) / math.exp(log_scale)
         return 1 / (1 + math.exp(-z))
 
-    return (1 - zero) * (up_to(y + 0.5) - (up_to(y - 0.5) if y > 1 else 0))
+    highest = 1 if y >= limit else up_to(y + 0.5)
+    return (1 - zero) * (highest - (up_to(y - 0.5) if y > 1 else 0))
 
 
 @pytest.mark.parametrize("parameters", PARAMETERS)
@@ -195,6 +196,28 @@ def test_hurdle_equals_the_reference(parameters, y):
     loss = hurdle_negative_log_likelihood([y], [parameters])
     expected = -math.log(reference_likelihood(y, *parameters[1:]))
     assert float(loss[0]) == pytest.approx(expected, rel=2e-3)
+
+
+@pytest.mark.parametrize("parameters", PARAMETERS)
+@pytest.mark.parametrize("limit", [1, 7])
+def test_a_label_at_the_limit_stands_for_all_above(parameters, limit):
+    labels = np.arange(limit + 1, dtype="float32")
+    repeated = np.repeat([parameters], len(labels), 0)
+    losses = hurdle_negative_log_likelihood(labels, repeated, limit=limit)
+    expected = [
+        -math.log(reference_likelihood(y, *parameters[1:], limit))
+        for y in labels
+    ]
+    np.testing.assert_allclose(losses, expected, rtol=2e-3)
+    # Nothing is left for what cannot be.
+    assert np.exp(-losses).sum() == pytest.approx(1, abs=1e-3)
+    told = joint_hurdle({"a": 2.0}, {"a": 1.0}, {"a": limit})["a"]
+    copy = HurdleLoss.from_config(told.get_config())
+    mean = poisson_log_rate(labels, repeated[:, 0])
+    for loss in (told, copy):
+        np.testing.assert_allclose(
+            loss.call(labels[:, None], repeated), mean + 1.5 * losses, rtol=1e-5
+        )
 
 
 @pytest.mark.parametrize("y", [0.0, 0.4, 7.0, 180.0])
@@ -238,11 +261,12 @@ def test_hurdle_probabilities_of_all_counts_add_up_to_one(parameters):
     ),
 )
 @example(y=683641.0, parameters=(0.0, 0.0, -3.0, 0.0))  # log(y ± 1/2) agree
-def test_hurdle_loss_and_gradient_are_finite(y, parameters):
+@pytest.mark.parametrize("limit", [None, 7])
+def test_hurdle_loss_and_gradient_are_finite(limit, y, parameters):
     parameters = tf.constant([parameters], "float32")
     with tf.GradientTape() as tape:
         tape.watch(parameters)
-        loss = hurdle_negative_log_likelihood([y], parameters)
+        loss = hurdle_negative_log_likelihood([y], parameters, limit=limit)
     assert np.isfinite(loss).all()
     assert np.isfinite(tape.gradient(loss, parameters)).all()
 

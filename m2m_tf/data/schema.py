@@ -72,6 +72,8 @@ class ModelInputSpec:
         known_future_sizes: Ids of each known-future column; may be empty.
         num_dense_features: Width of the dense features.
         num_history_levels: Levels of each task in `log_history`.
+        label_limits: Task name → most that its labels can be, or None; a task
+            that is left out has no bound.
 
     Example:
 
@@ -90,6 +92,9 @@ class ModelInputSpec:
     known_future_sizes: tuple[int, ...]
     num_dense_features: int
     num_history_levels: int
+    label_limits: dict[str, int | None] = dataclasses.field(
+        default_factory=dict
+    )
 
     def tensors(self) -> dict[str, Tensor]:
         """Name → shape and dtype of each model input."""

@@ -186,6 +186,7 @@ class Preprocessor(keras.layers.Layer):
             num_dense_features=len(self.statistics.dense_mean)
             + len(spec.tasks) * (_NUM_OFFSETS + spec.cross_scenario_totals),
             num_history_levels=_NUM_OFFSETS,
+            label_limits=self.label_limits(),
         )
 
     @property
@@ -229,6 +230,17 @@ class Preprocessor(keras.layers.Layer):
                 strict=True,
             )
         }
+
+    def label_limits(self) -> dict[str, int | None]:
+        """Most that a label of each task can be, see `Statistics`.
+
+        Example:
+
+        >>> data.preprocessor.label_limits()
+        {'visits': None, 'fees': None, 'open': 1}
+        """
+        limits = self.statistics.label_limits
+        return dict(zip(self.spec.task_names, limits, strict=True))
 
     def compute_output_spec(self, raw):
         batch = raw[schema.CUTOFF].shape[0]

@@ -22,7 +22,8 @@ class HurdleHeads(keras.layers.Layer):
         logit π_t  = u_t · L_t + b_t - c_t h_t
         location_t = v_t · L_t + d_t + h_t
         scale_t    = softplus(w_t · L_t + e_t) + 0.05
-        log μ_t    = sg[log(1 - π_t) + location_t] + m_t · L_t + f_t
+        log μ_t    = sg[log(1 - π_t) + typical_t] + m_t · L_t + f_t
+        typical_t  = location_t
 
     with L_t the tower's representation of task t, h_t its level and sg the
     stopped gradient. The distribution is learned by its likelihood, which
@@ -33,11 +34,21 @@ class HurdleHeads(keras.layers.Layer):
     tails of advertisers' counts, and any quantile of it is a formula, see
     `forecast.hurdle_quantile`. An option beyond the paper.
 
+    Of a task with a limit n, such as days of which there are n, the mean
+    starts from that of the distribution with all above n at n, a sum of n
+    terms, where σ is the logistic function:
+
+        typical_t = log Σ_(y = 1..n) P(Y_t ≥ y | Y_t > 0)
+                  = log (1 + Σ_(y = 2..n) σ((location_t - log(y - 1/2))
+                                            / scale_t))
+
     Computed in float32 whatever the policy.
 
     Args:
         initial_log_rates: Sequence of one number per task, the log μ at the
             start where h is the same; None starts f from zero.
+        label_limits: Sequence of the most that a label can be, or None, for
+            each task; None: no task has one.
         kernel_regularizer: Regularizer of u, v, w and m.
         dtype: Dtype of weights and computation, float32 by default.
         **kwargs: Keras layer arguments, such as `name`.
@@ -51,7 +62,8 @@ class HurdleHeads(keras.layers.Layer):
         `[batch, num_tasks, 4]`: log μ, logit π, location and log scale.
 
     Raises:
-        ValueError: If the number of initial log rates is not that of tasks.
+        ValueError: If the number of initial log rates or of limits is not
+            that of tasks.
 
     Example:
 
@@ -63,12 +75,14 @@ class HurdleHeads(keras.layers.Layer):
     def __init__(
         self,
         initial_log_rates=None,
+        label_limits=None,
         kernel_regularizer=None,
         dtype="float32",
         **kwargs,
     ):
         super().__init__(dtype=dtype, **kwargs)
         self.initial_log_rates = optional_floats(initial_log_rates)
+        self.label_limits = None if label_limits is None else list(label_limits)
         self.kernel_regularizer = regularizers.get(kernel_regularizer)
 
     def build(self, inputs_shape, log_level_shape):
@@ -81,6 +95,7 @@ class HurdleHeads(keras.layers.Layer):
         require_one_per_task(
             "initial_log_rates", self.initial_log_rates, num_tasks
         )
+        require_one_per_task("label_limits", self.label_limits, num_tasks)
         self.kernel = self.add_weight(
             name="kernel",
             shape=(num_tasks, width, NUM_PARAMETERS),
@@ -103,16 +118,33 @@ class HurdleHeads(keras.layers.Layer):
         zero_logit = linear[..., 0] - self.zero_slope * log_level
         location = linear[..., 1] + log_level
         log_scale = ops.log(ops.softplus(linear[..., 2]) + _MIN_SCALE)
-        typical = ops.log_sigmoid(-zero_logit) + location
-        log_rate = ops.stop_gradient(typical) + linear[..., 3]
+        start = self._log_mean(zero_logit, location, log_scale)
+        log_rate = ops.stop_gradient(start) + linear[..., 3]
         return ops.stack([log_rate, zero_logit, location, log_scale], axis=-1)
 
+    def _log_mean(self, zero_logit, location, log_scale):
+        """What log μ starts from, `[..., num_tasks]`, from tensors like it."""
+        typical = location
+        if any(self.label_limits or ()):
+            limits = np.array([limit or 1 for limit in self.label_limits])
+            y = np.arange(2, max(limits.max(), 2) + 1)
+            counted = (y <= limits[:, None]).astype("float32")
+            z = location[..., None] - np.log(y - 0.5).astype("float32")
+            above = ops.sigmoid(z * ops.exp(-log_scale)[..., None])
+            days = ops.log1p(ops.sum(counted * above, axis=-1))
+            has_limit = [limit is not None for limit in self.label_limits]
+            typical = ops.where(np.array(has_limit), days, location)
+        return ops.log_sigmoid(-zero_logit) + typical
+
     def _initial_bias(self, shape, dtype=None):
-        bias = np.zeros(shape)
-        if self.initial_log_rates is not None:
-            # Where h = log rate, log(1 - π) starts at -log(1 + 1 / rate).
-            bias[:, 3] = np.log1p(np.exp(-np.array(self.initial_log_rates)))
-        return ops.convert_to_tensor(bias, dtype)
+        if self.initial_log_rates is None:
+            return ops.zeros(shape, dtype)
+        # Where h is the log rate, log μ shall be, too.
+        rates = ops.convert_to_tensor(self.initial_log_rates, dtype)
+        log_scale = ops.log(ops.softplus(ops.zeros_like(rates)) + _MIN_SCALE)
+        of_mean = rates - self._log_mean(-rates, rates, log_scale)
+        others = ops.zeros((shape[0], NUM_PARAMETERS - 1), dtype)
+        return ops.concatenate([others, of_mean[:, None]], axis=1)
 
     def compute_output_shape(self, inputs_shape, log_level_shape):
         return (*inputs_shape[:2], NUM_PARAMETERS)
@@ -120,6 +152,7 @@ class HurdleHeads(keras.layers.Layer):
     def get_config(self):
         return super().get_config() | {
             "initial_log_rates": self.initial_log_rates,
+            "label_limits": self.label_limits,
             "kernel_regularizer": regularizers.serialize(
                 self.kernel_regularizer
             ),

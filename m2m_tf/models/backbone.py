@@ -185,6 +185,7 @@ def forecast_heads(
     else:
         outputs = layers.HurdleHeads(
             initial_log_rates=log_means,
+            label_limits=[spec.label_limits.get(x) for x in spec.task_names],
             kernel_regularizer=regularizer,
             name="hurdle_heads",
         )(representations, outputs)

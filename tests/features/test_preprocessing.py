@@ -188,7 +188,8 @@ def test_limits_of_labels(tmp_path):
     ]
     path = write_clinic_tables(tmp_path / "tables", tasks=tasks, horizon=5)
     data = ForecastData.prepare(DatasetSpec.load(path), tmp_path / "data")
-    assert data.preprocessor.statistics.label_limits == [5, 1, None]
+    expected = {"days": 5, "open": 1, "visits": None}
+    assert data.preprocessor.label_limits() == expected
 
 
 def test_nothing_after_the_last_training_day_moves_what_is_fitted(tmp_path):
