@@ -10,6 +10,7 @@ import importlib.metadata
 import logging
 import os
 import pathlib
+import signal
 import sys
 import tempfile
 
@@ -17,6 +18,8 @@ import tempfile
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns the exit status (2: bad input)."""
     options = _parser().parse_args(arguments)
+    # As Ctrl-C: what lies in temporary folders is removed.
+    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
     try:
         if not options.debug:
             _hide_notices()
@@ -33,6 +36,8 @@ def main(arguments: list[str] | None = None) -> int:
             raise
         print(f"m2m-tf: {error}", file=sys.stderr)
         return 2
+    finally:
+        signal.signal(signal.SIGTERM, before)
     return 0
 
 

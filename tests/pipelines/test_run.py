@@ -224,16 +224,34 @@ def test_predict_command(workspace, capsys):
 def test_killed_run_goes_on_and_leaves_nothing_half(tmp_path):
     spec = write_clinic_tables(tmp_path / "tables")
     config = write_config(
-        tmp_path, spec, evaluation={}, training=TRAINING | {"epochs": 3}
+        tmp_path, spec, evaluation={}, training=TRAINING | {"epochs": 4}
     )
     command = [sys.executable, "-m", "pipelines.cli", "run", str(config)]
-    process = subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.DEVNULL)
     history = tmp_path / "runs/clinics/training/history.json"
-    deadline = time.monotonic() + 200
-    while not history.exists() and time.monotonic() < deadline:
-        time.sleep(0.05)
-    os.kill(process.pid, signal.SIGKILL)
-    process.wait()
+    temporary = tmp_path / "temporary"
+    temporary.mkdir()
+
+    def stopped_by(number, epochs):
+        process = subprocess.Popen(
+            command,
+            cwd=tmp_path,
+            env=os.environ | {"TMPDIR": str(temporary)},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE,
+            text=True,
+        )
+        deadline = time.monotonic() + 200
+        while time.monotonic() < deadline:
+            if history.exists() and len(files.read_json(history)) >= epochs:
+                break
+            time.sleep(0.05)
+        os.kill(process.pid, number)
+        return process.communicate(timeout=60)[1], process.returncode
+
+    told, status = stopped_by(signal.SIGTERM, epochs=1)
+    assert "interrupted; run the same command again" in told and status == 130
+    assert not list(temporary.iterdir())
+    assert stopped_by(signal.SIGKILL, epochs=2)[1] == -signal.SIGKILL
     state = tmp_path / "runs/clinics/steps"
     assert files.read_json(state / "records.json")["done"]
     result = subprocess.run(
