@@ -337,7 +337,7 @@ class DatasetSpec:
             ConfigError: If the file is absent or does not hold a valid spec.
         """
         path = pathlib.Path(path)
-        values = read_yaml(path)
+        values = _read(path, cls)
         for table in _TABLES:
             if isinstance(values.get(table), str):
                 values[table] = str((path.parent / values[table]).resolve())
@@ -638,7 +638,7 @@ class RunConfig:
             ConfigError: If the file is absent or not a valid config.
         """
         path = pathlib.Path(path)
-        values = _read_with_presets(path)
+        values = _read_with_presets(path, cls)
         if "data" in values:
             values["data"] = _from_folder(path, values["data"])
         return parse(cls, values, source=str(path))
@@ -778,7 +778,7 @@ class StudyConfig:
             ConfigError: If the file is absent or not a valid config.
         """
         path = pathlib.Path(path)
-        values = _read_with_presets(path)
+        values = _read_with_presets(path, cls)
         if isinstance(values.get("data"), dict):
             values["data"] = {
                 label: _from_folder(path, data)
@@ -787,8 +787,35 @@ class StudyConfig:
         return parse(cls, values, source=str(path))
 
 
-def _read_with_presets(path):
+# What each kind of file is for.
+_FILES = {
+    DatasetSpec: "the spec of a dataset, which `m2m-tf validate` takes and "
+    "`data` of a config names",
+    RunConfig: "the config of a run, which `m2m-tf run` takes",
+    StudyConfig: "the config of a study, which `m2m-tf compare` takes",
+}
+
+
+def _read(path, cls):
+    """The values of a file that is to hold a `cls`."""
     values = read_yaml(path)
+
+    def number_of_others(kind):
+        names = {field.name for field in dataclasses.fields(kind)}
+        return len(values.keys() - names)
+
+    # One key alone may as well be misspelled.
+    if number_of_others(cls) > 1:
+        for kind, what in _FILES.items():
+            if not number_of_others(kind):
+                raise ConfigError(
+                    f"{path}: is {what}. Wanted: {_FILES[cls].split(',')[0]}."
+                )
+    return values
+
+
+def _read_with_presets(path, cls):
+    values = _read(path, cls)
     for key, presets in (
         ("model", MODEL_PRESETS),
         ("training", TRAINING_PRESETS),

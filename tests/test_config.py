@@ -6,7 +6,7 @@ import yaml
 from tables import write_clinic_tables
 
 from m2m_tf import config
-from m2m_tf.config import ConfigError, DatasetSpec, RunConfig
+from m2m_tf.config import ConfigError, DatasetSpec, RunConfig, StudyConfig
 
 ROOT = pathlib.Path(__file__).parent.parent
 
@@ -153,6 +153,30 @@ def test_preset_is_a_base_that_settings_change(tmp_path):
     assert run.model == expected
     assert run.training == config.TRAINING_PRESETS["paper"]
     assert run.data == (tmp_path / "spec.yaml").resolve()
+
+
+def test_a_file_of_another_kind_is_told_to_be_one(tmp_path):
+    spec = write_clinic_tables(tmp_path / "tables")
+    run, study = tmp_path / "run.yaml", tmp_path / "study.yaml"
+    run.write_text("name: a\ndata: spec.yaml\nrefit: true\npush: {}\n")
+    study.write_text(
+        "name: a\ndata: {b: spec.yaml}\nmodels: [m2m]\nseeds: [0]\n"
+    )
+    kinds = {DatasetSpec: spec, RunConfig: run, StudyConfig: study}
+    of = {
+        DatasetSpec: "the spec of a dataset",
+        RunConfig: "the config of a run",
+        StudyConfig: "the config of a study",
+    }
+    for wanted in kinds:
+        for found, path in kinds.items():
+            if found is wanted:
+                wanted.load(path)
+                continue
+            with pytest.raises(ConfigError) as told:
+                wanted.load(path)
+            assert f"{path}: is {of[found]}, which" in str(told.value)
+            assert f"Wanted: {of[wanted]}." in str(told.value)
 
 
 def test_unknown_preset_lists_the_known(tmp_path):
