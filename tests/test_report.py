@@ -119,6 +119,23 @@ def test_tables(report):
     assert "sales shelf 1 100% 0.000 – – 2.000 2.000" in page.text
 
 
+def test_cells_in_which_the_naive_forecast_is_better_are_marked(
+    metrics, tmp_path
+):
+    def marked(**scores):
+        metrics["m2m"]["cells"][0].update(scores)
+        path = tmp_path / "report.html"
+        write_report(
+            path, title="Run", summary={}, metrics=metrics, model="m2m"
+        )
+        return path.read_text("utf-8").count('" class="behind">')
+
+    assert marked() == 0
+    naive = metrics["history_mean"]["cells"][0]
+    assert marked(nmae=naive["nmae"]) == 0
+    assert marked(nmae=naive["nmae"] + 0.1, smape=1.9) == 2
+
+
 def test_escapes_and_loads_nothing(report):
     page = Page(report)
     assert "<coupon>" not in report
