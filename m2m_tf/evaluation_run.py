@@ -167,15 +167,7 @@ def lightgbm_forecasts(
 
 def _make_step(data, model, attention_model):
     """Function of raw features and labels, giving NumPy-ready tensors."""
-    spec = data.spec
-    tasks = list(
-        zip(
-            spec.task_names,
-            data.preprocessor.statistics.whole_labels,
-            data.preprocessor.statistics.label_limits,
-            strict=True,
-        )
-    )
+    tasks = data.preprocessor.label_ranges()
 
     @tf.function
     def step(raw, labels):

@@ -67,14 +67,7 @@ def make_signatures(
     spec = preprocessor.spec
     raw_inputs = _tensor_specs(schema.raw_features(spec))
     examples = tf.TensorSpec([None], tf.string, name=EXAMPLES)
-    tasks = list(
-        zip(
-            spec.task_names,
-            preprocessor.statistics.whole_labels,
-            preprocessor.statistics.label_limits,
-            strict=True,
-        )
-    )
+    tasks = preprocessor.label_ranges()
 
     # One traced function, which all signatures call.
     @tf.function(input_signature=[raw_inputs])

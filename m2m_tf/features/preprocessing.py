@@ -242,6 +242,18 @@ class Preprocessor(keras.layers.Layer):
         limits = self.statistics.label_limits
         return dict(zip(self.spec.task_names, limits, strict=True))
 
+    def label_ranges(self) -> list[tuple[str, bool, int | None]]:
+        """Each task's name, and what `forecast.task_forecasts` asks of it.
+
+        Example:
+
+        >>> data.preprocessor.label_ranges()[2]
+        ('open', True, 1)
+        """
+        statistics = self.statistics
+        columns = statistics.whole_labels, statistics.label_limits
+        return list(zip(self.spec.task_names, *columns, strict=True))
+
     def compute_output_spec(self, raw):
         batch = raw[schema.CUTOFF].shape[0]
         return {
