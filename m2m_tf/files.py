@@ -15,7 +15,9 @@ def replacing(path: str | os.PathLike):
 
     The temporary name keeps the file's endings, since Keras and polars tell a
     format by them. On an error the temporary file or folder is removed, and
-    before the next try what a killed process has left of the last one.
+    before the next try what a killed process has left of the last one. What
+    was written is on the disk before it has its name, so that a machine that
+    stops has not a file of nothing under it.
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -23,6 +25,7 @@ def replacing(path: str | os.PathLike):
     temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
     try:
         yield temporary
+        _to_disk(temporary)
         if path.is_dir():
             _remove(path)
         os.replace(temporary, path)
@@ -90,6 +93,18 @@ def remove_abandoned(
         number = path.name.split("-")[1]
         if number.isdigit() and not _is_running(int(number)):
             _remove(path)
+
+
+def _to_disk(path):
+    # Windows flushes no file that is open for reading alone.
+    mode = os.O_RDWR if os.name == "nt" else os.O_RDONLY
+    for file in path.rglob("*") if path.is_dir() else [path]:
+        if file.is_file():
+            descriptor = os.open(file, mode)
+            try:
+                os.fsync(descriptor)
+            finally:
+                os.close(descriptor)
 
 
 def _remove(path):
