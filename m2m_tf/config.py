@@ -640,7 +640,7 @@ class RunConfig:
         path = pathlib.Path(path)
         values = _read_with_presets(path, cls)
         if "data" in values:
-            values["data"] = _from_folder(path, values["data"])
+            values["data"] = from_folder(path, values["data"])
         return parse(cls, values, source=str(path))
 
 
@@ -781,7 +781,7 @@ class StudyConfig:
         values = _read_with_presets(path, cls)
         if isinstance(values.get("data"), dict):
             values["data"] = {
-                label: _from_folder(path, data)
+                label: from_folder(path, data)
                 for label, data in values["data"].items()
             }
         return parse(cls, values, source=str(path))
@@ -826,10 +826,20 @@ def _read_with_presets(path, cls):
     return values
 
 
-def _from_folder(path, data):
-    """A spec's path is relative to the file that names it."""
+def from_folder(path: str | os.PathLike, data):
+    """A spec's path is relative to the file that names it.
+
+    Args:
+        path: The file.
+        data: A path, or a source.
+
+    Example:
+
+    >>> from_folder("configs/demo.yaml", "/tables/spec.yaml")
+    '/tables/spec.yaml'
+    """
     if isinstance(data, str):
-        return str((path.parent / data).resolve())
+        return str((pathlib.Path(path).parent / data).resolve())
     return data
 
 

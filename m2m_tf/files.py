@@ -33,6 +33,24 @@ def replacing(path: str | os.PathLike):
         _remove(temporary)
 
 
+def require_room(path: str | os.PathLike, size: int) -> None:
+    """Refuses to write what the disk has no room for.
+
+    Raises:
+        OSError: If less than `size` bytes are free where `path` would lie.
+    """
+    folder = pathlib.Path(path).absolute().parent
+    while not folder.exists():
+        folder = folder.parent
+    free = shutil.disk_usage(folder).free
+    if free < size:
+        raise OSError(
+            f"{path}: the disk has not the room for it. Make some, and run "
+            f"the same again. Needed: {size / 2**20:.0f} MiB; free: "
+            f"{free / 2**20:.0f}."
+        )
+
+
 def scratch_folder(
     parent: str | os.PathLike | None, name: str
 ) -> tempfile.TemporaryDirectory:

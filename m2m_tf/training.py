@@ -278,8 +278,10 @@ def _train(data, model_settings, settings, folder, epochs):
     history = _mean_history(
         [files.read_json(place / HISTORY_FILE) for place in places]
     )
+    model = ensemble([load_model(place) for place in places])
+    files.require_room(folder / MODEL_FILE, _num_bytes(model.variables))
     with files.replacing(folder / MODEL_FILE) as path:
-        ensemble([load_model(place) for place in places]).save(path)
+        model.save(path)
     files.write_json(folder / HISTORY_FILE, history)
     return history
 
@@ -327,6 +329,7 @@ def _train_network(data, model_settings, settings, folder, epochs):
     record = RunRecord(folder, settings.patience, epoch, steps)
     record.restore(model)
     if not record.is_finished(epochs):
+        record.require_room(model)
         logs = tensorboard.RunLogs(
             data,
             tensorboard.setting_values(data, model_settings, settings),
@@ -428,6 +431,19 @@ class RunRecord(keras.callbacks.Callback):
             return True
         return self.epochs_done >= epochs or self._has_waited()
 
+    def require_room(self, model: ForecastModel) -> None:
+        """Refuses to go on where an epoch could not be written.
+
+        On a full disk HDF5, which Keras writes weights by, ends the process
+        with a segmentation fault.
+
+        Raises:
+            OSError: If the disk has no room for the model and its backup.
+        """
+        written = [*model.variables, *model.variables]
+        written += model.optimizer.variables
+        files.require_room(self._folder / MODEL_FILE, _num_bytes(written))
+
     def discard_backup(self) -> None:
         """Removes the backup of a run that has ended."""
         for path in self._backups():
@@ -452,6 +468,7 @@ class RunRecord(keras.callbacks.Callback):
         row |= {name: float(value) for name, value in (logs or {}).items()}
         row["seconds"] = round(time.monotonic() - self._started, 2)
         self.history = [*self.history[:epoch], row]
+        self.require_room(self.model)
         if self.best_epoch() == epoch:
             with files.replacing(self._folder / MODEL_FILE) as path:
                 self.model.save(path)
@@ -473,6 +490,15 @@ class RunRecord(keras.callbacks.Callback):
         best = self.best_epoch()
         waited = len(self.history) - 1 - (-1 if best is None else best)
         return bool(self.history) and waited >= self._patience
+
+
+def _num_bytes(variables):
+    """What they take in a file, with some room for its own parts."""
+    sizes = (
+        math.prod(variable.shape) * tf.as_dtype(variable.dtype).size
+        for variable in variables
+    )
+    return 2**20 + 11 * sum(sizes) // 10
 
 
 def _clear_session():

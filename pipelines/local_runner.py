@@ -7,7 +7,13 @@ import shutil
 import time
 
 from m2m_tf import __version__, files
-from m2m_tf.config import RunConfig, fingerprint, parse, to_values
+from m2m_tf.config import (
+    RunConfig,
+    fingerprint,
+    from_folder,
+    parse,
+    to_values,
+)
 from pipelines.pipeline import Step, Workspace, make_steps
 from pipelines.steps import check_extras
 
@@ -66,7 +72,7 @@ def _run_steps(work, until, force, report):
     config = work.config
     path = work.folder / _CONFIG_FILE
     before = path.read_text(encoding="utf-8") if path.exists() else None
-    files.write_json(path, to_values(config))
+    files.write_json(path, _noted(work))
     steps = make_steps(config)
     if until is not None:
         names = [step.name for step in steps]
@@ -88,6 +94,17 @@ def _run_steps(work, until, force, report):
             raise refused.__cause__ from None
         nothing_run = False
         report(f"{label}: done in {time.monotonic() - started:.0f} s")
+
+
+def _noted(work):
+    values = to_values(work.config)
+    if isinstance(work.config.data, pathlib.Path):
+        # A project that is copied or moved reads its own tables, not those
+        # that it was copied from.
+        values["data"] = os.path.relpath(
+            work.config.data.resolve(), work.folder.resolve()
+        )
+    return values
 
 
 def _with_keys(work, steps):
@@ -138,6 +155,8 @@ def load_run(folder: str | os.PathLike) -> RunConfig:
             f"{path}: is no JSON, as after a crash. Run `m2m-tf run` with the "
             f"config again. Received: {error}."
         ) from error
+    if "data" in values:
+        values["data"] = from_folder(path, values["data"])
     config = parse(RunConfig, values, source=str(path))
     return dataclasses.replace(config, name=folder.name)
 

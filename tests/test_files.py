@@ -1,4 +1,5 @@
 import os
+import shutil
 import subprocess
 import sys
 
@@ -52,6 +53,15 @@ def test_an_error_leaves_what_was_there(tmp_path):
     with files.replacing(path) as temporary:
         temporary.write_text("new")
     assert names(tmp_path) == ["file"] and path.read_text() == "new"
+
+
+def test_room_is_that_of_the_disk_a_path_is_to_lie_on(tmp_path):
+    path = tmp_path / "new" / "folder" / "file"
+    free = shutil.disk_usage(tmp_path).free
+    files.require_room(path, free // 2)
+    with pytest.raises(OSError, match="new/folder/file: the disk has not"):
+        files.require_room(path, 2 * free)
+    assert not path.parent.exists()
 
 
 @pytest.mark.parametrize("written", [[""], ["a", "b/c"]])

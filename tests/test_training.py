@@ -7,6 +7,7 @@ import signal
 import subprocess
 import sys
 import time
+import types
 
 import keras
 import numpy as np
@@ -175,6 +176,7 @@ def test_same_seed_gives_the_same_weights(clinic_data, trained, tmp_path):
 class FakeModel:
     stop_training = False
     variables = ()
+    optimizer = types.SimpleNamespace(variables=())
 
     def save(self, path):
         path.write_text("model")
@@ -208,6 +210,16 @@ def test_a_loss_that_is_not_finite_is_never_the_best(tmp_path):
     # Killed here and run again, it goes no further either.
     assert record.is_finished(10)
     assert not (tmp_path / "model.keras").exists()
+
+
+def test_a_full_disk_is_told_before_training(
+    clinic_data, tmp_path, monkeypatch
+):
+    full = shutil.disk_usage(tmp_path)._replace(free=2**20)
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: full)
+    with pytest.raises(OSError, match="not the room for it. Make some"):
+        training.train(clinic_data, SMALL_MODEL, SMALL_TRAINING, tmp_path)
+    assert not (tmp_path / "history.json").exists()
 
 
 def test_only_the_newest_backup_is_kept(tmp_path):

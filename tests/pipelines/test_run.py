@@ -484,6 +484,20 @@ def test_a_run_is_named_as_its_folder(tmp_path):
     assert local_runner.load_run(tmp_path / "after").name == "after"
 
 
+def test_a_copied_project_reads_its_own_tables(tmp_path, monkeypatch):
+    spec = write_clinic_tables(
+        tmp_path / "project" / "tables", entities=2, days=60
+    )
+    fake_steps(monkeypatch, [])
+    config = RunConfig.load(write_config(tmp_path / "project", spec))
+    local_runner.run_pipeline(config, tmp_path / "project" / "runs")
+    shutil.copytree(tmp_path / "project", tmp_path / "copy")
+    for project in ("project", "copy"):
+        run = local_runner.load_run(tmp_path / project / "runs" / "clinics")
+        assert run.data.is_relative_to(tmp_path / project)
+        assert run.data.exists()
+
+
 def test_a_missing_extra_is_reported_before_any_work(
     tmp_path, monkeypatch, capsys
 ):
