@@ -208,7 +208,6 @@ def evaluate_run(
     folder: str | os.PathLike,
     *,
     config: dict,
-    data_fingerprint: dict,
     with_lightgbm: bool = False,
 ) -> dict:
     """Writes metrics.json, test_forecasts.parquet, plots/ and report.html.
@@ -219,7 +218,6 @@ def evaluate_run(
         history: One dict of losses and metrics per epoch.
         folder: The run's folder.
         config: Settings, as plain values.
-        data_fingerprint: Hashes of the tables.
         with_lightgbm: Whether LightGBM is fitted and scored as well.
 
     Returns:
@@ -235,7 +233,6 @@ def evaluate_run(
     ...     history=[{"epoch": 1, "loss": 2.0, "val_loss": 3.0}],
     ...     folder="runs/new",
     ...     config={"model": {}, "training": {}},
-    ...     data_fingerprint={},
     ... )
     forecast ...
     >>> sorted(metrics["overall"])
@@ -256,7 +253,7 @@ def evaluate_run(
     metrics = {
         "dataset": data.spec.name,
         "num_samples": data.preprocessor.statistics.num_samples,
-        "data_fingerprint": data_fingerprint,
+        "data_fingerprint": data.fingerprint,
         "overall": scores[model.name]["overall"],
         "cells": scores[model.name]["cells"],
         "forecasts": scores,

@@ -522,7 +522,7 @@ class _Dataset:
         del self._samples["train"]
         values = {
             "data": self._data(),
-            "fingerprint": table_fingerprints(data.spec),
+            "fingerprint": data.fingerprint,
             "description": data.spec.description,
             "tasks": list(data.spec.task_names),
             "scenarios": list(data.preprocessor.scenario_names),

@@ -52,6 +52,9 @@ def check_tables(work) -> None:
 def make_records(work) -> None:
     """Writes series records, fits the preprocessor."""
     ForecastData.prepare(work.spec, work.folder / "records")
+    if work.config.refit:
+        # Until the refit the tables may have changed.
+        _prepare_all_days(work)
 
 
 def records_settings(work) -> object:
@@ -89,15 +92,19 @@ def evaluate(work) -> None:
         files.read_json(folder / training.HISTORY_FILE),
         work.folder,
         config=to_values(work.config),
-        data_fingerprint=panel.table_fingerprints(work.spec),
         with_lightgbm=work.config.evaluation.lightgbm,
     )
 
 
 def refit(work) -> None:
     """Trains the evaluated model anew on all days."""
+    try:
+        data = _data(work, holdout=False)
+    except FileNotFoundError:
+        # The records are of a run without.
+        data = _prepare_all_days(work)
     training.refit(
-        ForecastData.prepare(work.spec, work.folder / "records", holdout=False),
+        data,
         work.config.model,
         work.config.training,
         work.folder / TRAINING_FOLDER,
@@ -134,6 +141,12 @@ def push_to(work, folder) -> None:
     """Publishes the exported model in any folder."""
     version = pushing.push(work.exported, _data(work), folder, work.config.push)
     print(f"serving from {version}")
+
+
+def _prepare_all_days(work):
+    return ForecastData.prepare(
+        work.spec, work.folder / "records", holdout=False
+    )
 
 
 def _data(work, holdout=True):

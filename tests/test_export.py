@@ -186,11 +186,11 @@ def test_card_tells_of_data_scores_and_settings(
         trained[1],
         tmp_path,
         config={"model": {}, "training": {}},
-        data_fingerprint={"panel": "0123"},
     )
     card = {"metrics": metrics, "settings": {"training": {"epochs": 2}}}
     text = format_card(model, clinic_data.preprocessor, card)
-    assert "panel `0123`" in text and '"epochs": 2' in text
+    assert f"panel `{clinic_data.fingerprint['panel']}`" in text
+    assert '"epochs": 2' in text
     cell = metrics["cells"][0]
     row = f"| {cell['task']} | {cell['scenario']} | {cell['n']} |"
     median = metrics["forecasts"]["m2m_median"]["cells"][0]

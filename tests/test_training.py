@@ -349,7 +349,6 @@ def test_a_training_that_diverges_later_keeps_its_best_and_says_so(
         history,
         tmp_path,
         config={"model": {}, "training": {}},
-        data_fingerprint={},
     )
     told = html.unescape((tmp_path / "report.html").read_text("utf-8"))
     assert concern in told

@@ -25,6 +25,8 @@ class ForecastData:
         records: Dataset of series records.
         preprocessor: Fitted on the training days.
         splits: Cutoffs of each split.
+        fingerprint: `panel.table_fingerprints` of the tables when the records
+            were made from them.
 
     Example:
 
@@ -38,6 +40,7 @@ class ForecastData:
     records: tf.data.Dataset
     preprocessor: Preprocessor
     splits: windows.Splits
+    fingerprint: dict[str, str]
 
     @classmethod
     def prepare(
@@ -98,6 +101,7 @@ class ForecastData:
             tfds_builder.read_records(builder),
             Preprocessor.from_config(config),
             _make_splits(spec, holdout),
+            tfds_builder.tables_of(builder),
         )
 
     def num_samples(self, split: str) -> int:

@@ -155,6 +155,19 @@ def prepare_records(
     return builder
 
 
+def tables_of(builder: PanelSeries) -> dict[str, str]:
+    """`panel.table_fingerprints` of the tables when the records were made.
+
+    Example:
+
+    >>> spec = DatasetSpec.load("spec.yaml")
+    >>> builder = prepare_records(spec, "records", entities=12)
+    >>> list(tables_of(builder))
+    ['spec', 'panel', 'profile', 'scenarios']
+    """
+    return files.read_json(pathlib.Path(builder.data_path) / _TABLES_FILE)
+
+
 def read_records(builder: PanelSeries):
     """The records as a `tf.data.Dataset`, in a fixed order.
 

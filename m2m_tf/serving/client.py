@@ -118,6 +118,10 @@ class Client:
     ) -> pl.DataFrame:
         """Forecasts of rows, in their order.
 
+        More than `ROWS_PER_REQUEST` rows are asked in several requests. Where
+        a new version may be published meanwhile and all forecasts must be of
+        one, give the client its `version`.
+
         Args:
             rows: Raw features: a table or dict of columns, or a list of
                 dicts. What may be missing in a `tf.Example` may be missing
