@@ -303,6 +303,13 @@ def _repeat_an_id(folder):
     path.write_text(path.read_text() + path.read_text().splitlines()[1] + "\n")
 
 
+def _repeat_a_column(folder):
+    path = folder / "profile.csv"
+    head, *rows = path.read_text().splitlines()
+    lines = [f"{head},beds", *(f"{row},9" for row in rows)]
+    path.write_text("\n".join(lines))
+
+
 def _spec_with(old, new):
     return lambda folder: {old: new}
 
@@ -333,6 +340,7 @@ CASES = {
         _on_first_row("visit_kind", pl.lit("(unknown)"))
     ),
     "An attribute table lists an id twice": _repeat_an_id,
+    "A CSV file has a column twice": _repeat_a_column,
     "A task has nothing to learn from": panel_with(
         (pl.col("fees") * 0).alias("fees")
     ),

@@ -284,7 +284,8 @@ class DatasetSpec:
                     f"Task {task.name!r}: column {task.column!r} must be one "
                     f"of `performance`. Received: {list(self.performance)}."
                 )
-        if self.activity and self.activity not in self.value_columns:
+        known = (None, *self.value_columns)
+        if self.activity not in known:
             raise ValueError(
                 f"`activity` must be one of {list(self.value_columns)}. "
                 f"Received: activity={self.activity!r}."
@@ -753,10 +754,12 @@ class StudyConfig:
             ConfigError: If a changed setting does not exist or is wrong.
         """
         unknown = sorted(set(changes) - {"model", "training"})
+        if not unknown:
+            unknown = [x for x in changes.values() if not isinstance(x, dict)]
         if unknown:
             raise ConfigError(
-                f"`{place}` holds changes of `model` and `training`. Received: "
-                f"{unknown}."
+                f"`{place}` holds changes of `model` and `training`, each a "
+                f"mapping. Received: {unknown}."
             )
         return tuple(
             parse(
@@ -949,7 +952,7 @@ def _with_preset(values, presets, place):
     if not isinstance(values, dict):
         raise ConfigError(f"{place}: must be a mapping. Received: {values!r}.")
     preset = values.get("preset", "paper")
-    if preset not in presets:
+    if preset not in list(presets):
         raise ConfigError(
             f"{place}.preset: must be one of {sorted(presets)}. "
             f"Received: {preset!r}."
@@ -970,7 +973,7 @@ def _require_unique(what, names):
 def _problem(problem):
     # Not the names of a union's parts, which nobody has written.
     parts = [str(part) for part in problem["loc"]]
-    place = ".".join(x for x in parts if x[0] != "<") or "(top level)"
+    place = ".".join(x for x in parts if not x.startswith("<")) or "(top level)"
     if problem["type"] == "missing":
         return f"  {place}: is missing."
     if problem["type"] == "unexpected_keyword_argument":

@@ -556,7 +556,7 @@ def _true_rates(spec, sample, path):
         }
     )
     joined = rows.join(
-        pl.read_parquet(path),
+        pl.read_parquet(path, glob=False),
         on=[spec.entity, spec.scenario, "cutoff"],
         how="left",
         maintain_order="left",

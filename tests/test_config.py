@@ -42,6 +42,8 @@ def test_table_paths_are_relative_to_the_spec(tmp_path):
             r"key and value columns must differ.*\['visits'\]",
         ),
         ({"activity": "nope"}, r"`activity` must be one of .*nope"),
+        ({"activity": ""}, r"`activity` must be one of .*activity=''"),
+        ({"": 1}, r": is not a setting"),
         ({"end": "2025-01-01"}, r"`end` must not be before `start`"),
         (
             {"split": {"train": 0.5, "validation": 0.1, "test": 0.1}},
@@ -184,6 +186,16 @@ def test_unknown_preset_lists_the_known(tmp_path):
     path.write_text("name: x\ndata: a.yaml\nmodel: {preset: huge}\n")
     with pytest.raises(ConfigError, match=r"\['paper', 'small'\].*'huge'"):
         RunConfig.load(path)
+
+
+def test_a_preset_and_changes_of_a_search_are_what_they_should_be(tmp_path):
+    path = tmp_path / "run.yaml"
+    path.write_text("name: x\ndata: a.yaml\nmodel: {preset: [small]}\n")
+    with pytest.raises(ConfigError, match=r"must be one of .*\['small'\]"):
+        RunConfig.load(path)
+    study = {"name": "x", "data": {"a": "a.yaml"}, "search": [{"model": None}]}
+    with pytest.raises(ConfigError, match=r"each a mapping.*\[None\]"):
+        config.parse(config.StudyConfig, study)
 
 
 def test_paper_preset_has_the_sizes_of_the_paper():

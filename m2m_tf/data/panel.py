@@ -32,11 +32,17 @@ _SMALLEST = 1e-4
 _ENDINGS = (".parquet", ".csv")
 # How Hive and Spark call the folder of rows whose value is null.
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
-# Column of the file that a row comes from, while a folder is read.
-_FILE = "_file"
+# Columns that are added to those of a table, which hardly has one so called:
+# the file that a row comes from, while a folder is read; the number of its day
+# and of its entity; the part that it is copied to; how many rows are alike.
+_FILE, _DAY, _NUMBER, _PART, _COUNT = (
+    f"_m2m_tf_{name}" for name in ("file", "day", "number", "part", "count")
+)
 # A copy of the rows in parts, and the most of them: each is written through
 # a buffer of its own.
-_SCRATCH, _PART, _MOST_PARTS = "rows", "_part", 64
+_SCRATCH, _MOST_PARTS = "rows", 64
+# What polars adds to the name of a CSV's column that the header has twice.
+_AGAIN = "_duplicated_0"
 # What a column must hold.
 _TEXT = "one value a row"
 _NUMBERS = "numbers"
@@ -105,19 +111,25 @@ class Summary:
     last_day: datetime.date
     end: datetime.date
     cutoffs: dict[str, int]
+    never_known: dict[str, list[str]]
 
     def __str__(self):
         cutoffs = ", ".join(f"{k} {v}" for k, v in self.cutoffs.items())
-        return (
+        lines = [
             f"{self.entities:,} entities, {self.scenarios} scenarios, "
             f"{self.pairs:,} pairs, {self.panel_rows:,} panel rows, "
             f"{self.first_day} to {self.last_day}; cutoffs: {cutoffs}"
-        ) + (
-            f"\nmind: no row is newer than {self.last_day}; the days up to "
-            f"`end` ({self.end}) count as zeros"
-            if self.last_day < self.end
-            else ""
-        )
+        ]
+        if self.last_day < self.end:
+            lines.append(
+                f"mind: no row is newer than {self.last_day}; the days up to "
+                f"`end` ({self.end}) count as zeros"
+            )
+        lines += [
+            f"mind: no row of {file} has a value of {', '.join(names)}"
+            for file, names in self.never_known.items()
+        ]
+        return "\n".join(lines)
 
 
 def scan_table(path: pathlib.Path) -> pl.LazyFrame:
@@ -477,7 +489,7 @@ def iter_records(
     rows = _Rows(spec, profile, count_chunks(spec, chunk_rows), scratch)
     for chunk in range(rows.num_chunks):
         its_rows, its_profile = rows.read(chunk)
-        its_rows = its_rows.sort(spec.entity, spec.scenario, "_day")
+        its_rows = its_rows.sort(spec.entity, spec.scenario, _DAY)
         yield from _chunk_records(spec, its_rows, its_profile, scenarios)
 
 
@@ -559,14 +571,14 @@ class Grids:
         # Rows of a grid must lie next to each other; a number is sorted in
         # a quarter of the time of an id.
         rows = rows.join(
-            profile.select(spec.entity).with_row_index("_number"),
+            profile.select(spec.entity).with_row_index(_NUMBER),
             on=spec.entity,
-        ).sort("_number")
-        number = rows["_number"].to_numpy()
+        ).sort(_NUMBER)
+        number = rows[_NUMBER].to_numpy()
         scenario = rows[spec.scenario].replace_strict(
             position, return_dtype=pl.Int64
         )
-        scenario, day = scenario.to_numpy(), rows["_day"].to_numpy()
+        scenario, day = scenario.to_numpy(), rows[_DAY].to_numpy()
         columns = rows.select(spec.value_columns).to_numpy()
         attributes = {
             schema.SCENARIO_PREFIX + name: scenarios[name].to_numpy()
@@ -637,7 +649,7 @@ class _Rows:
         """Rows of a chunk's entities, with day numbers, and of the profile."""
         spec = self._spec
         rows = self._of_panel(chunk).with_columns(
-            (pl.col(spec.date) - spec.start).dt.total_days().alias("_day")
+            (pl.col(spec.date) - spec.start).dt.total_days().alias(_DAY)
         )
         return rows, self._profile.filter(self._chunk == chunk)
 
@@ -650,7 +662,7 @@ class _Rows:
         part = pathlib.Path(self._folder.name, f"{_PART}={chunk % _MOST_PARTS}")
         if not part.exists():
             return rows.clear().collect()
-        dealt = pl.scan_parquet(part / "*.parquet", hive_partitioning=False)
+        dealt = _scan_files(sorted(part.glob("*.parquet")))
         return dealt.filter(self._chunk == chunk).collect()
 
     def _deal(self, rows):
@@ -683,7 +695,7 @@ def _chunk_records(spec, rows, profile, scenarios):
         values = np.zeros(
             (len(names), spec.num_days, len(spec.value_columns)), np.float32
         )
-        values[index, frame["_day"].to_numpy()] = frame.select(
+        values[index, frame[_DAY].to_numpy()] = frame.select(
             spec.value_columns
         ).to_numpy()
         record = {
@@ -731,14 +743,19 @@ def _date(name, dtype):
 
 
 def _read_attributes(path, key, columns: AttributeColumns):
+    frame = scan_table(path)
+    dtypes = frame.collect_schema()
+
+    def text(name):
+        value = pl.col(name)
+        if dtypes[name].is_float():
+            value = value.fill_nan(None)
+        return value.cast(pl.String).fill_null("")
+
     return (
-        scan_table(path)
-        .select(
+        frame.select(
             pl.col(key).cast(pl.String),
-            *[
-                pl.col(n).cast(pl.String).fill_null("")
-                for n in columns.categorical
-            ],
+            *[text(n) for n in columns.categorical],
             *[
                 pl.col(n).cast(pl.Float32, strict=False).fill_null(float("nan"))
                 for n in columns.numeric
@@ -783,6 +800,7 @@ def _column_problems(path, wanted):
             )
         ]
     problems = []
+    has_csv = any(file.suffix == ".csv" for file in table_files(path))
     parts = _columns_of_parts(path)
     for name, content in wanted.items():
         if name not in dtypes:
@@ -791,6 +809,9 @@ def _column_problems(path, wanted):
         elif not _can_hold(dtypes[name], content):
             message = f"is of a type that is not read; write {content}"
             example = f"type: {dtypes[name]}"
+        elif (again := name + _AGAIN) in dtypes and has_csv:
+            message = "stands in the header twice; take one out or rename it"
+            example = f"the second is read as {again}"
         elif lacking := [part for part in parts if name not in parts[part]]:
             message = (
                 "is missing in a file of the folder; add it there or correct "
@@ -870,16 +891,17 @@ def _number_problems(frame, path, columns, may_be_missing=False):
 
 def _key_problems(frame, path, key):
     """Missing or repeated keys of an attribute table."""
-    repeated = frame.group_by(pl.col(key).cast(pl.String)).len()
-    return _find(
-        frame,
-        path,
-        key,
-        pl.col(key).is_null() | (pl.col(key).cast(pl.String) == ""),
-        "has empty ids",
-    ) + _find(
-        repeated, path, key, pl.col("len") > 1, "lists an id more than once"
+    repeated = frame.group_by(pl.col(key).cast(pl.String)).len(_COUNT)
+    return _empty_ids(frame, path, key) + _find(
+        repeated, path, key, pl.col(_COUNT) > 1, "lists an id more than once"
     )
+
+
+def _empty_ids(frame, path, key):
+    wrong = pl.col(key).is_null() | (pl.col(key).cast(pl.String) == "")
+    if frame.collect_schema()[key].is_float():
+        wrong |= pl.col(key).is_nan()
+    return _find(frame, path, key, wrong, "has empty ids")
 
 
 def _attribute_problems(path, key, columns):
@@ -898,13 +920,7 @@ def _panel_problems(spec, only_days):
         frame = frame.filter(in_days | date.is_null())
     problems = []
     for key in (spec.entity, spec.scenario):
-        problems += _find(
-            frame,
-            path,
-            key,
-            pl.col(key).is_null() | (pl.col(key).cast(pl.String) == ""),
-            "has empty ids",
-        )
+        problems += _empty_ids(frame, path, key)
     if not only_days:
         problems += _find(
             frame,
@@ -939,10 +955,10 @@ def _panel_problems(spec, only_days):
     )
     if _may_repeat(frame, keys):
         problems += _find(
-            frame.group_by(keys).len(),
+            frame.group_by(keys).len(_COUNT),
             path,
             f"({spec.entity}, {spec.scenario}, {spec.date})",
-            (pl.col("len") > 1) & pl.col(spec.date).is_not_null(),
+            (pl.col(_COUNT) > 1) & pl.col(spec.date).is_not_null(),
             "keys stand on more than one row; add the rows up, or keep one if "
             "they are copies",
             show=pl.format("{}, {}, {}", spec.entity, spec.scenario, spec.date),
@@ -1087,4 +1103,19 @@ def _summarise(spec, splits):
         cutoffs={
             name: len(getattr(splits, name)) for name in windows.SPLIT_NAMES
         },
+        never_known=_never_known(spec),
     )
+
+
+def _never_known(spec):
+    """File of an attribute table → attributes that none of its rows has."""
+    found = {}
+    for path, rows, columns in (
+        (spec.profile, read_profile(spec), spec.profile_columns),
+        (spec.scenarios, read_scenarios(spec), spec.scenario_columns),
+    ):
+        names = [n for n in columns.categorical if (rows[n] == "").all()]
+        names += [n for n in columns.numeric if rows[n].is_nan().all()]
+        if names:
+            found[path.name] = names
+    return found

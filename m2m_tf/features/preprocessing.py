@@ -437,6 +437,7 @@ def fit_preprocessor(
         records, spec, splits.train, _FIT_BATCH
     )
     mean, std, label_means, whole_labels = _fit_moments(spec, batches)
+    _require_labels(spec, label_means, draft.num_samples["train"])
     return Preprocessor(
         spec,
         dataclasses.replace(
@@ -574,9 +575,26 @@ def _fit_moments(spec, batches):
     std = np.sqrt(np.maximum(square - mean**2, 0))
     # A constant feature carries nothing; leave it at zero.
     std[std < 1e-6] = 1.0
-    # A binary or rare task may have no positive label in training samples.
-    label_mean = np.maximum(label_mean, 1e-6)
     return mean.tolist(), std.tolist(), label_mean.tolist(), whole.tolist()
+
+
+def _require_labels(spec, label_means, num_samples):
+    """Refuses tasks of which training samples tell nothing."""
+    problems = [
+        panel.Problem(
+            spec.panel.name,
+            task.column,
+            0,
+            f"is zero in the label days of every training sample, so task "
+            f"{task.name!r} cannot be learned; drop the task, take more "
+            "cutoffs (a smaller `stride`), or give more data",
+            f"{num_samples} samples",
+        )
+        for task, mean in zip(spec.tasks, label_means, strict=True)
+        if not mean
+    ]
+    if problems:
+        raise panel.DataValidationError(problems)
 
 
 def _sequence_mask(days_observed, lookback):

@@ -144,7 +144,9 @@ def score_tables(
         parts = temporary.with_name(temporary.name + _PARTS_ENDING)
         try:
             summary = scoring.write_parts(parts)
-            pl.scan_parquet(parts / _PARTS).sink_parquet(temporary)
+            # Not a pattern: a folder's name may look like one.
+            written = sorted(parts.glob(_PARTS))
+            pl.scan_parquet(written, glob=False).sink_parquet(temporary)
         finally:
             if parts.exists():
                 shutil.rmtree(parts)

@@ -265,6 +265,68 @@ def test_problem_is_reported_with_place(clinic_spec, source, tmp_path, case):
         assert found[0].count == count
 
 
+def test_ids_and_categories_that_are_nan_are_missing(
+    clinic_spec, source, tmp_path
+):
+    def numbered(frame):
+        number = pl.col("clinic").str.slice(-3).cast(pl.Float64)
+        return frame.with_columns(
+            clinic=pl.when(number == 2).then(float("nan")).otherwise(number)
+        )
+
+    spec = with_panel(clinic_spec, tmp_path, numbered(source))
+    profile = pl.read_csv(clinic_spec.profile).with_columns(
+        town=pl.when(pl.col("beds") > 2).then(pl.col("beds")).otherwise(np.nan)
+    )
+    spec = dataclasses.replace(spec, profile=tmp_path / "profile.parquet")
+    numbered(profile).write_parquet(spec.profile)
+    found = {(p.file, p.message) for p in problems_of(spec)}
+    assert found == {
+        ("panel.parquet", "has empty ids"),
+        ("profile.parquet", "has empty ids"),
+    }
+    assert set(panel.read_profile(spec)["town"]) == {"", "3.0", "4.0"}
+
+
+def test_a_column_twice_and_an_attribute_without_a_value(tmp_path):
+    spec = DatasetSpec.load(write_clinic_tables(tmp_path))
+    profile = pl.read_csv(spec.profile).with_columns(beds=pl.lit(None))
+    lines = profile.write_csv().splitlines()
+    # As where rows have fewer fields than the header.
+    rows = [",".join(line.split(",")[:2]) for line in lines[1:]]
+    spec.profile.write_text("\n".join([lines[0], *rows]))
+    told = str(panel.validate_tables(spec))
+    assert told.endswith("\nmind: no row of profile.csv has a value of beds")
+    spec.profile.write_text(
+        "\n".join([f"{lines[0]},town", *(f"{row},1,south" for row in rows)])
+    )
+    (problem,) = problems_of(spec)
+    assert problem.column == "town"
+    assert "stands in the header twice" in problem.message
+
+
+@pytest.mark.parametrize("name", ["_day", "_number", "_part", "_file", "len"])
+def test_a_column_may_be_called_as_one_might_call_a_helper(
+    clinic_spec, source, tmp_path, name
+):
+    folder = tmp_path / "panel"
+    in_parts_unlike_each_other(source.rename({"staff": name}), folder)
+    spec = dataclasses.replace(
+        clinic_spec, panel=folder, behavior=(name, "open_hours")
+    )
+    panel.validate_tables(spec)
+    for ours, theirs in zip(
+        panel.iter_records(spec, chunk_rows=1000, scratch=tmp_path / "a[1]"),
+        panel.iter_records(clinic_spec, chunk_rows=1000),
+        strict=True,
+    ):
+        np.testing.assert_array_equal(ours["values"], theirs["values"])
+    ours, theirs = (
+        next(panel.Grids(s).read(0, 100)) for s in (spec, clinic_spec)
+    )
+    np.testing.assert_array_equal(ours["values"], theirs["values"])
+
+
 def test_unparseable_dates_of_a_csv(clinic_spec, source, tmp_path):
     frame = source.with_columns(pl.col("day").cast(pl.String))
     frame = set_rows(frame, "day", pl.lit("31/12/2025"), 2)

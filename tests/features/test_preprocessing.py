@@ -10,6 +10,7 @@ from tables import write_clinic_tables
 from m2m_tf.config import DatasetSpec
 from m2m_tf.data import schema, windows
 from m2m_tf.data.dataset import ForecastData
+from m2m_tf.data.panel import DataValidationError
 from m2m_tf.features import Preprocessor
 from m2m_tf.features.preprocessing import quantile_edges
 
@@ -164,6 +165,30 @@ def test_weights_of_tasks(clinic_data):
     weights = clinic_data.preprocessor.task_weights()
     assert weights["visits"] == pytest.approx(1 / means[0])
     assert weights["open"] == 1.0
+
+
+def test_a_task_without_a_label_in_the_samples_is_refused(tmp_path):
+    path = write_clinic_tables(
+        tmp_path / "tables",
+        days=320,
+        lookback=14,
+        stride=28,
+        known_future=[],
+        behavior=["staff"],
+    )
+    spec = DatasetSpec.load(path)
+    # Fees in weeks between the label weeks: in no sample, but in the panel.
+    first = windows.make_splits(spec).train[0]
+    day = (pl.col("day") - spec.start).dt.total_days() - first
+    weeks_apart = (day - 1) % 28 // 7
+    panel = pl.read_parquet(spec.panel)
+    panel.with_columns(
+        fees=pl.when(weeks_apart == 2).then(50.0).otherwise(0.0)
+    ).write_parquet(spec.panel)
+    with pytest.raises(
+        DataValidationError, match=r"fees: is zero in the label days of every"
+    ):
+        ForecastData.prepare(spec, tmp_path / "data")
 
 
 def test_units_of_labels(tmp_path):

@@ -227,7 +227,7 @@ def write_tables(
                 parts[name].append(path)
         for name, paths in parts.items():
             with files.replacing(folder / f"{name}.parquet") as path:
-                pl.scan_parquet(paths).sink_parquet(path)
+                pl.scan_parquet(paths, glob=False).sink_parquet(path)
         for path in temporary.iterdir():
             path.unlink()
     (folder / "parts").rmdir()
