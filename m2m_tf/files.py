@@ -7,6 +7,10 @@ import os
 import pathlib
 import shutil
 import tempfile
+import weakref
+
+# In a scratch folder, locked by whoever uses it.
+_LOCK_FILE = ".lock"
 
 
 @contextlib.contextmanager
@@ -56,7 +60,8 @@ def scratch_folder(
 ) -> tempfile.TemporaryDirectory:
     """A folder that goes with its object or the process, at the latest.
 
-    If the process is killed, `remove_abandoned` removes it.
+    If the process is killed, `remove_abandoned` removes it, and not before:
+    it holds a lock, which other containers see, too.
 
     Args:
         parent: Folder to make it in; None: that of the system.
@@ -64,9 +69,26 @@ def scratch_folder(
     """
     if parent is not None:
         pathlib.Path(parent).mkdir(parents=True, exist_ok=True)
-    return tempfile.TemporaryDirectory(
+    folder = tempfile.TemporaryDirectory(
         prefix=f".tmp-{os.getpid()}-", suffix=f"-{name}", dir=parent
     )
+    if os.name != "nt":
+        lock = open(pathlib.Path(folder.name, _LOCK_FILE), "w")
+        weakref.finalize(folder, lock.close)
+        _try_to_lock(lock)
+    return folder
+
+
+def _try_to_lock(file):
+    """Whether nobody else held its lock; it is ours until it is closed."""
+    # Not on Windows, where the library can be used all the same.
+    import fcntl
+
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    return True
 
 
 @contextlib.contextmanager
@@ -76,16 +98,11 @@ def only_one(path: str | os.PathLike, message: str):
     Raises:
         RuntimeError: With the message, if another process holds it.
     """
-    # Not on Windows, where the library can be used all the same.
-    import fcntl
-
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     with open(path, "w") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise RuntimeError(message) from None
+        if not _try_to_lock(lock):
+            raise RuntimeError(message)
         yield
 
 
@@ -109,7 +126,7 @@ def remove_abandoned(
     ending = "*" if name is None else glob.escape(name)
     for path in pathlib.Path(folder).glob(f".tmp-*-{ending}"):
         number = path.name.split("-")[1]
-        if number.isdigit() and not _is_running(int(number)):
+        if number.isdigit() and not _is_used(path, int(number)):
             _remove(path)
 
 
@@ -131,6 +148,14 @@ def _remove(path):
         shutil.rmtree(path)
     else:
         path.unlink(missing_ok=True)
+
+
+def _is_used(path, process):
+    try:
+        with open(path / _LOCK_FILE, "r+") as lock:
+            return not _try_to_lock(lock)
+    except (FileNotFoundError, NotADirectoryError):
+        return _is_running(process)
 
 
 def _is_running(process):

@@ -210,8 +210,10 @@ def write_embeddings(
         info.metadata_path = f"{layer.name}_metadata.tsv"
         rows = [[f"{x:.7g}" for x in vector] for vector in vectors]
         _write_tsv(folder / info.tensor_path, rows)
-        names = zip(*columns.values(), strict=True)
-        _write_tsv(folder / info.metadata_path, [list(columns), *names])
+        names = list(zip(*columns.values(), strict=True))
+        # Of a single column TensorBoard takes the header for the first name.
+        header = [list(columns)] if len(columns) > 1 else []
+        _write_tsv(folder / info.metadata_path, [*header, *names])
     projector.visualize_embeddings(str(folder), config)
 
 

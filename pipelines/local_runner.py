@@ -64,10 +64,6 @@ def run_pipeline(
     return work.folder
 
 
-class _Refused(Exception):
-    """A step that was not begun; its cause says why."""
-
-
 def _run_steps(work, until, force, report):
     config = work.config
     path = work.folder / _CONFIG_FILE
@@ -77,23 +73,26 @@ def _run_steps(work, until, force, report):
     if until is not None:
         names = [step.name for step in steps]
         steps = steps[: names.index(until) + 1]
-    nothing_run = True
-    for number, (step, key) in enumerate(_with_keys(work, steps), start=1):
-        label = f"[{number}/{len(steps)}] {step.name}"
-        if step.name != force and _is_done(work, step, key):
-            report(f"{label}: unchanged, skipped")
-            continue
-        report(f"{label}: running")
-        started = time.monotonic()
-        try:
-            _run_step(work, step, key, forced=step.name == force)
-        except _Refused as refused:
-            # Nothing has changed: what is there is of the config before.
-            if before is not None and nothing_run:
-                files.write_text(path, before)
-            raise refused.__cause__ from None
-        nothing_run = False
-        report(f"{label}: done in {time.monotonic() - started:.0f} s")
+    begun = False
+    try:
+        for number, (step, key) in enumerate(_with_keys(work, steps), start=1):
+            label = f"[{number}/{len(steps)}] {step.name}"
+            if step.name != force and _is_done(work, step, key):
+                report(f"{label}: unchanged, skipped")
+                continue
+            report(f"{label}: running")
+            started = time.monotonic()
+            resumes = step.name != force and _is_unfinished(work, step, key)
+            if not resumes:
+                step.check(work)
+            begun = True
+            _run_step(work, step, key, resumes)
+            report(f"{label}: done in {time.monotonic() - started:.0f} s")
+    except BaseException:
+        # What is there is of the config before.
+        if before is not None and not begun:
+            files.write_text(path, before)
+        raise
 
 
 def _noted(work):
@@ -182,17 +181,17 @@ def _read_state(path):
         return {}
 
 
-def _run_step(work, step, key, forced):
+def _is_unfinished(work, step, key):
+    """Whether a run with the same inputs was interrupted in the step.
+
+    What it has left is gone on with; anything else would mix two runs.
+    """
     path = _state_path(work, step)
-    state = _read_state(path) if path.exists() else {}
-    # What an interrupted run with the same inputs has left is gone on with;
-    # anything else would mix two runs.
-    resumes = state.get("key") == key and not state.get("done") and not forced
-    if not resumes:
-        try:
-            step.check(work)
-        except Exception as error:
-            raise _Refused from error
+    return path.exists() and _read_state(path) == {"key": key, "done": False}
+
+
+def _run_step(work, step, key, resumes):
+    path = _state_path(work, step)
     if not resumes and not step.keeps_outputs:
         for output in step.outputs(work):
             _remove(output)

@@ -17,12 +17,20 @@ with files.replacing(sys.argv[1]) as temporary:
 """
 
 
+KILLED_WITH_SCRATCH = """
+import os, signal, sys
+from m2m_tf import files
+folder = files.scratch_folder(sys.argv[1], "rows")
+os.kill(os.getpid(), signal.SIGKILL)
+"""
+
+
 def names(folder):
     return sorted(path.name for path in folder.iterdir())
 
 
-def kill_one(path):
-    command = [sys.executable, "-c", KILLED, str(path)]
+def kill_one(path, script=KILLED):
+    command = [sys.executable, "-c", script, str(path)]
     assert subprocess.run(command, timeout=60).returncode < 0
 
 
@@ -40,6 +48,18 @@ def test_what_a_killed_process_has_left_goes_with_the_next_try(tmp_path):
     assert names(tmp_path) == sorted(["1", others, busy])
     files.remove_abandoned(tmp_path)
     assert names(tmp_path) == sorted(["1", busy])
+
+
+def test_a_scratch_folder_stays_as_long_as_it_is_used(tmp_path, monkeypatch):
+    kill_one(tmp_path, KILLED_WITH_SCRATCH)
+    (left,) = names(tmp_path)
+    used = files.scratch_folder(tmp_path, "rows")
+    # In another container no process has the number of the one that uses it.
+    monkeypatch.setattr(files, "_is_running", lambda process: False)
+    files.remove_abandoned(tmp_path, "rows")
+    assert names(tmp_path) == [os.path.basename(used.name)] != [left]
+    used.cleanup()
+    assert names(tmp_path) == []
 
 
 def test_an_error_leaves_what_was_there(tmp_path):

@@ -12,11 +12,14 @@ import pytest
 import tensorflow as tf
 from browser import chromium
 from matplotlib.figure import Figure
-from tables import SMALL_MODEL, SMALL_TRAINING
+from tables import SMALL_MODEL, SMALL_TRAINING, write_clinic_tables
 from tensorboard.backend.event_processing import event_accumulator
 from tensorboard.plugins.hparams import metadata
 
 from m2m_tf import tensorboard, training
+from m2m_tf.config import DatasetSpec
+from m2m_tf.data.dataset import ForecastData
+from m2m_tf.models import build_model
 
 WAIT_S = 120
 STEPS = 7  # Of an epoch: each is a point of the training loss.
@@ -163,6 +166,20 @@ def test_embeddings_are_those_of_the_best_model(logs, trained, clinic_data):
         np.loadtxt(folder / "task_views.tsv"),
         model.get_layer("task_views").embeddings.numpy(),
         rtol=1e-5,
+    )
+
+
+def test_names_alone_have_no_header(tmp_path):
+    """TensorBoard takes a first line without a tab for the first name."""
+    path = write_clinic_tables(
+        tmp_path / "tables", scenarios=None, scenario_columns={}
+    )
+    data = ForecastData.prepare(DatasetSpec.load(path), tmp_path / "records")
+    model = build_model(data.preprocessor.model_inputs, SMALL_MODEL)
+    tensorboard.write_embeddings(model, data, tmp_path)
+    names = tmp_path / "scenario_features_embedding_metadata.tsv"
+    assert names.read_text().splitlines() == list(
+        data.preprocessor.scenario_names
     )
 
 

@@ -658,11 +658,11 @@ class _Rows:
         if self.num_chunks == 1:
             return rows.collect()
         if self._folder is None:
-            self._folder = self._deal(rows)
-        part = pathlib.Path(self._folder.name, f"{_PART}={chunk % _MOST_PARTS}")
-        if not part.exists():
+            self._folder, self._parts = self._deal(rows)
+        number = chunk % _MOST_PARTS
+        if number not in self._parts:
             return rows.clear().collect()
-        dealt = _scan_files(sorted(part.glob("*.parquet")))
+        dealt = _scan_files(self._parts[number])
         return dealt.filter(self._chunk == chunk).collect()
 
     def _deal(self, rows):
@@ -675,7 +675,13 @@ class _Rows:
             ),
             mkdir=True,
         )
-        return folder
+        parts = {
+            number: sorted(
+                pathlib.Path(folder.name, f"{_PART}={number}").glob("*.parquet")
+            )
+            for number in range(_MOST_PARTS)
+        }
+        return folder, {number: part for number, part in parts.items() if part}
 
 
 def _chunk_records(spec, rows, profile, scenarios):

@@ -128,6 +128,12 @@ class Preprocessor(keras.layers.Layer):
     def call(self, raw):
         spec = self.spec
         mask = _sequence_mask(raw[schema.DAYS_OBSERVED], spec.lookback)
+        # Days that are not observed are zeros in what `windows` cuts, but a
+        # caller may send anything.
+        raw = raw | {
+            name: tf.where(mask[:, :, None], raw[name], 0.0)
+            for name in schema.past_sequences(spec)
+        }
         levels = self._log_levels(raw)
         inputs = {
             schema.SEQUENCE_MASK: tf.cast(mask, tf.int32),
@@ -325,7 +331,7 @@ class Preprocessor(keras.layers.Layer):
     def _log_levels(self, raw):
         """Logs of the levels of each task `[B, T, J]`, see the class."""
         spec = self.spec
-        observed = _observed(raw)[:, None]
+        observed = _observed(spec, raw)[:, None]
         daily = raw[schema.PERFORMANCE_SEQUENCE]
         totals = tf.reduce_sum(daily, 1) * spec.horizon / observed
         lookback = self._of_tasks(totals)
@@ -364,7 +370,7 @@ def dense_features(spec: DatasetSpec, raw: dict):
     >>> dense_features(data.spec, raw).shape[0]
     16
     """
-    observed = _observed(raw)[:, None]
+    observed = _observed(spec, raw)[:, None]
     lookback_scale = spec.horizon / observed
     parts = []
     for name in schema.past_sequences(spec):
@@ -602,9 +608,9 @@ def _sequence_mask(days_observed, lookback):
     return age[None, :] <= tf.cast(days_observed, tf.int64)[:, None]
 
 
-def _observed(raw):
+def _observed(spec, raw):
     days = tf.cast(raw[schema.DAYS_OBSERVED], tf.float32)
-    return tf.maximum(days, 1.0)
+    return tf.clip_by_value(days, 1.0, float(spec.lookback))
 
 
 def _recent_scale(spec, observed):

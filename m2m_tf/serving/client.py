@@ -1,6 +1,7 @@
 """Asks TF Serving, or the local server, for forecasts: tables in, table out."""
 
 import base64
+import datetime as dt
 import json
 import time
 import urllib.parse
@@ -125,7 +126,8 @@ class Client:
         Args:
             rows: Raw features: a table or dict of columns, or a list of
                 dicts. What may be missing in a `tf.Example` may be missing
-                here (days observed, the known future, attributes).
+                here (days observed, the known future, attributes). `cutoff`
+                may be dates.
             signature: `predict`, `predict_all_scenarios` or `explain`.
 
         Returns:
@@ -139,9 +141,14 @@ class Client:
         deadline = time.monotonic() + self._seconds
         columns = _columns(rows)
         specs = self._inputs(signature, deadline)
-        count = len(next(iter(columns.values()))) if columns else 0
+        counts = {name: len(values) for name, values in columns.items()}
+        count = next(iter(counts.values()), 0)
         if not count:
             raise RequestError("`rows` holds no row.")
+        if set(counts.values()) != {count}:
+            raise RequestError(
+                f"Columns must have as many rows each. Received: {counts}."
+            )
         arrays = {
             name: _array(name, columns, spec, count, specs)
             for name, spec in specs.items()
@@ -378,12 +385,31 @@ def _array(name, columns, spec, count, specs):
                 [x if isinstance(x, bytes) else x.encode() for x in flat],
                 object,
             ).reshape(np.shape(values))
+        if spec.dtype.is_integer:
+            return _whole_numbers(values, spec.dtype.as_numpy_dtype)
         return np.array(values, spec.dtype.as_numpy_dtype)
     except (TypeError, ValueError, AttributeError) as error:
         raise RequestError(
             f"{name!r} must be {spec.dtype.name} of shape [rows, "
             f"{', '.join(map(str, shape))}]: {error}"
         ) from error
+
+
+def _whole_numbers(values, dtype):
+    """Integers, or dates as days since 1970-01-01, as `cutoff` counts them."""
+    values = np.asarray(values)
+    dates = values.ravel().tolist() if values.dtype == object else ()
+    if values.dtype.kind == "M" or isinstance(next(iter(dates), 0), dt.date):
+        days = values.astype("datetime64[D]")
+        if np.isnat(days).any():
+            raise ValueError("a date is missing")
+        return days.astype(dtype)
+    # NaN has no integer, and the comparison finds it.
+    with np.errstate(invalid="ignore"):
+        whole = values.astype(dtype)
+    if values.dtype.kind in "fui" and (whole != values).any():
+        raise ValueError(f"received {values[whole != values][0]}")
+    return whole
 
 
 def _default(name, shape, spec, count, specs):

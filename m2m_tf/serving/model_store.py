@@ -6,6 +6,7 @@ import logging
 import math
 import os
 import pathlib
+import re
 import threading
 import time
 from collections.abc import Mapping
@@ -24,6 +25,8 @@ State = get_model_status_pb2.ModelVersionStatus.State
 MAX_ROWS = 4096
 # Letters of an error's text.
 _MOST_TOLD = 1000
+# How lines begin that tell where in the graph an error was.
+_PLACES = ("Graph execution error", "Detected", "<stack traces unavailable>")
 # Newest versions that answer, as deploy/models.config has it.
 NUM_VERSIONS = 2
 # Seconds until a version that could not be loaded is tried again: it may still
@@ -221,15 +224,11 @@ class LoadedModel:
 def _first_cause(error):
     """What TensorFlow says is wrong, without where in the graph it was."""
     lines = [line.strip() for line in str(error).split("\n")]
-    told = [
-        line
-        for line in lines
-        if line and not line.startswith(("Graph execution error", "Detected"))
-    ]
+    told = [line for line in lines if line and not line.startswith(_PLACES)]
     for line in told:
         # The parser of tf.Examples says which feature.
-        if (start := line.find("Feature: ")) >= 0:
-            return line[start:]
+        if found := re.search("(Feature|Key): .*", line):
+            return found[0]
     return told[0] if told else "The inputs do not fit."
 
 

@@ -451,6 +451,20 @@ def test_chunks_do_not_change_the_records(clinic_spec, tmp_path, chunk_rows):
         np.testing.assert_array_equal(values, parts[entity])
 
 
+def test_who_begins_beside_another_leaves_its_copy_alone(clinic_spec, tmp_path):
+    def begin():
+        grids = panel.Grids(clinic_spec, chunk_rows=300, scratch=tmp_path)
+        assert grids.num_chunks > 1
+        for chunk in range(grids.num_chunks):
+            yield [grid["values"] for grid in grids.read(chunk, 1000)]
+
+    expected = list(begin())
+    ours = begin()
+    told = [next(ours)]
+    panel.Grids(clinic_spec, chunk_rows=300, scratch=tmp_path)
+    np.testing.assert_equal([*told, *ours], expected)
+
+
 def test_grids_hold_all_pairs_and_the_records_values(clinic_spec):
     records = {r["entity"]: r for r in panel.iter_records(clinic_spec)}
     grids = panel.Grids(clinic_spec, chunk_rows=300)

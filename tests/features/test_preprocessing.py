@@ -97,6 +97,26 @@ def test_levels_of_few_days_are_totals_of_the_horizon(clinic_data, observed):
     np.testing.assert_allclose(told, np.log(7 + floor), rtol=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("told", "meant"), [(400, 28), (29, 28), (0, 0), (-3, 0), (5, 5)]
+)
+def test_only_observed_days_count_whatever_a_caller_says(
+    clinic_data, raw, told, meant
+):
+    names = ("behavior_sequence", "performance_sequence")
+    plain = {name: value.numpy() for name, value in raw.items()}
+    cut = {name: plain[name].copy() for name in names}
+    for values in cut.values():
+        values[:, : values.shape[1] - meant] = 0.0
+    cut["days_observed"] = np.full(16, max(meant, 1))
+    ours = clinic_data.preprocessor(
+        plain | {"days_observed": np.full(16, told)}
+    )
+    expected = clinic_data.preprocessor(plain | cut)
+    for name in ("dense_features", "log_history"):
+        np.testing.assert_allclose(ours[name], expected[name], rtol=1e-5)
+
+
 def test_a_value_called_as_keras_calls_unknown_ones(clinic_data, raw):
     config = clinic_data.preprocessor.get_config()
     vocabularies = config["statistics"]["vocabularies"]

@@ -396,6 +396,12 @@ def test_what_cannot_work_costs_nothing(tmp_path, monkeypatch):
         # What is there is of the settings before, which go on telling of it.
         told = (tmp_path / "runs" / "clinics" / "config.json").read_text()
         assert told == config
+        spec.rename(spec.with_suffix(".away"))
+        with pytest.raises(ValueError, match="spec.yaml: cannot be read"):
+            run(training=TRAINING | {"seed": 1})
+        spec.with_suffix(".away").rename(spec)
+        told = (tmp_path / "runs" / "clinics" / "config.json").read_text()
+        assert told == config
     # The right settings again: nothing is to be done.
     run()
     assert ran == []

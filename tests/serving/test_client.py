@@ -87,8 +87,24 @@ def test_other_signatures(client, raw, exported):
         (lambda x: x.pop("cutoff"), "Input 'cutoff' is missing"),
         (lambda x: x.update(weather=[1.0] * ROWS), "weather"),
         (lambda x: x.update(cutoff=["a"] * ROWS), "'cutoff' must be int64"),
-        (lambda x: x.update(cutoff=[1]), "cutoff"),
+        (lambda x: x.update(cutoff=[1]), "as many rows each.*'cutoff': 1"),
         (lambda x: x.clear(), "no row"),
+        (
+            lambda x: x.update(cutoff=np.array(x["cutoff"]) + 0.5),
+            "'cutoff' must be int64.*received",
+        ),
+        (
+            lambda x: x.update(days_observed=np.full(ROWS, np.nan)),
+            "'days_observed' must be int64.*received nan",
+        ),
+        (
+            lambda x: x.update(cutoff=np.full(ROWS, "NaT", "datetime64[D]")),
+            "a date is missing",
+        ),
+        (
+            lambda x: x.update(profile_beds=[1.0]),
+            "as many rows.*'profile_beds'",
+        ),
         (
             lambda x: x.update(
                 behavior_sequence=(
@@ -104,6 +120,18 @@ def test_refused_rows_say_what_is_wrong(client, raw, change, message):
     change(given)
     with pytest.raises(RequestError, match=message):
         client.predict(given)
+
+
+@pytest.mark.parametrize("unit", ["D", "us", "ns"])
+def test_dates_are_told_as_days(client, raw, unit):
+    given = columns(raw)
+    days = np.array(given["cutoff"]).astype("datetime64[D]")
+    expected = client.predict(given)
+    told = client.predict(
+        given | {"cutoff": days.astype(f"datetime64[{unit}]")}
+    )
+    assert told.equals(expected)
+    assert client.predict(given | {"cutoff": days.tolist()}).equals(expected)
 
 
 def test_unknown_names_are_refused_at_once(server, client, raw):

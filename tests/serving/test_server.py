@@ -392,7 +392,8 @@ def test_ipv6(exported):
 @pytest.mark.parametrize(
     "example, message",
     [
-        ({"cutoff": 1}, "Feature: .*is required"),
+        ({"cutoff": 1}, "^Feature: .*is required"),
+        ({"cutoff": 1.5}, "^Key: cutoff.*Data types don't match"),
         ({"\ud800": 1}, "name of a feature is no text"),
     ],
 )
