@@ -231,8 +231,8 @@ def feature_lines(spec):
         "`days_observed` says how many of the last days the table covers: "
         "fewer than the lookback only near the first day of `start`. Of a "
         "young entity, days before its first row are zeros, as in training: "
-        "leave it at the lookback. `cutoff` counts days since "
-        "1970-01-01.\n",
+        "leave it at the lookback (more counts as that). `cutoff` counts days "
+        "since 1970-01-01.\n",
     ]
 
 
