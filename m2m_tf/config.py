@@ -581,7 +581,8 @@ class PushSettings:
     Args:
         tolerance: How much worse than a naive forecast, or than the version
             that is served, a slice may be, as a share.
-        min_samples: Test samples below which a slice is not judged.
+        min_samples: Test samples below which a scenario is judged together
+            with the others that have so few, or not at all if it is alone.
         keep: Versions kept in the served folder.
         new_scenarios: Whether the model may know scenarios that the served
             version does not. They change the shapes of
@@ -722,15 +723,20 @@ class StudyConfig:
         _require_unique("seeds", self.seeds)
         fields = {field.name for field in dataclasses.fields(ModelSettings)}
         for name in self.sweeps:
-            if name not in fields | {"lookback"}:
+            if name not in (fields | {"lookback"}) - {"name"}:
                 raise ValueError(
-                    "`sweeps` must name model settings, or lookback. "
-                    f"Received: {name!r}."
+                    "`sweeps` must name settings of M2M, or lookback; other "
+                    f"models are for `models` to name. Received: {name!r}."
                 )
             for value in self.sweeps[name]:
                 self._check_swept(name, value)
         for changes in self.search:
             self.changed(changes)
+            if "name" in changes.get("model", {}):
+                raise ValueError(
+                    "`search` changes settings of every model; `models` names "
+                    f"them. Received: {changes}."
+                )
 
     def _check_swept(self, name, value):
         if name != "lookback":

@@ -253,11 +253,13 @@ def plot_expert_attention(
     if len(shown) < len(scenario_names):
         title += f",\n{len(shown)} of {len(scenario_names)} scenarios"
     columns = min(3, len(task_names))
+    labels = [_wrap(scenario_names[index]) for index in shown]
+    lines = max(1 + label.count("\n") for label in labels)
     figure, axes = _panels(
         -(-len(task_names) // columns),
         columns,
         width=1.9 + 0.55 * scores.shape[2],
-        height=1.3 + 0.3 * len(shown),
+        height=1.3 + len(shown) * max(0.3, 0.18 * lines),
     )
     for axis, task, values in zip(axes.flat, task_names, scores, strict=False):
         image = axis.imshow(values, vmin=0, vmax=1, cmap="cividis")
@@ -277,7 +279,7 @@ def plot_expert_attention(
         axis.set_xticks(range(scores.shape[2]))
         axis.set_xticklabels(range(1, scores.shape[2] + 1))
         axis.set_yticks(range(len(shown)))
-        axis.set_yticklabels([_plain(scenario_names[i]) for i in shown])
+        axis.set_yticklabels(labels)
     for axis in axes.flat[len(task_names) :]:
         axis.set_visible(False)
     figure.suptitle(title)

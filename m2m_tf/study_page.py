@@ -59,7 +59,8 @@ def _origin(config, collected, command):
     for dataset in collected["datasets"].values():
         for runs in dataset["models"].values():
             for run in runs:
-                versions |= run["versions"]
+                for package, version in run["versions"].items():
+                    versions.setdefault(package, {})[version] = None
     lines = [
         "## Origin",
         "",
@@ -67,7 +68,8 @@ def _origin(config, collected, command):
         "file for. Seeds: "
         f"{', '.join(map(str, config.seeds))}. "
         + (
-            "Versions: " + ", ".join(f"{k} {v}" for k, v in versions.items())
+            "Versions: "
+            + ", ".join(f"{k} {' and '.join(v)}" for k, v in versions.items())
         ).rstrip()
         + ".",
         "",

@@ -424,9 +424,8 @@ class _Dataset:
         Raises:
             StudyError: If the tables can't be swept over lookbacks.
         """
-        if not self.spec_path.exists():
-            self._report(f"{self.label}: making tables")
-            write_source_tables(self._source, self.spec_path.parent)
+        if not isinstance(self._source, pathlib.Path):
+            self._make_tables()
         spec = DatasetSpec.load(self.spec_path)
         if self.lookback is not None:
             if spec.activity in spec.known_future:
@@ -438,6 +437,15 @@ class _Dataset:
                 spec, lookback=self.lookback, split=_split_dates(spec)
             )
         return spec
+
+    def _make_tables(self):
+        """Those of the source, unless its own are there."""
+        made = self.work / "source.json"
+        if self.spec_path.exists() and _read(made) == self._data():
+            return
+        self._report(f"{self.label}: making tables")
+        write_source_tables(self._source, self.spec_path.parent)
+        files.write_json(made, self._data())
 
     def prepare(self) -> ForecastData:
         """The data, prepared at the first call, and the labels' file."""
@@ -510,9 +518,15 @@ class _Dataset:
         }
         truth = self.spec_path.parent / f"{comparison.TRUE_RATES}.parquet"
         if truth.exists():
-            forecasts[comparison.TRUE_RATES] = _true_rates(
-                data.spec, sample, truth
-            )
+            rates = _true_rates(data.spec, sample, truth)
+            if np.isfinite(rates).all():
+                forecasts[comparison.TRUE_RATES] = rates
+            else:
+                self._report(
+                    f"{self.label}: without {comparison.TRUE_RATES}, which "
+                    "some samples do not have: the spec is not as `m2m-tf "
+                    "simulate` has written it"
+                )
         counts = {}
         for split in windows.SPLIT_NAMES:
             chosen = self._sample(data, split)

@@ -133,6 +133,16 @@ def test_learning_curves(tmp_path):
         plots.plot_learning_curves([{"epoch": 1}], path)
 
 
+def test_attention_of_long_names_is_high_enough(tmp_path):
+    names = [f"a_rather_long_name_of_the_scenario_{i}" for i in range(5)]
+    names.append("w" * 40)
+    scores = np.full((len(TASKS), len(names), 4), 0.25)
+    path = tmp_path / "attention.png"
+    # A warning of axes that collapsed would be an error.
+    plots.plot_expert_attention(scores, TASKS, names, path)
+    assert path.exists()
+
+
 def test_expert_attention(tmp_path):
     path = tmp_path / "attention.png"
     scores = np.full((2, 3, 4), 0.25)

@@ -81,7 +81,8 @@ def push(
     rows may be worse than the naive forecasts, or than the newest version of
     the folder, by more than `tolerance`: in the Poisson deviance of the mean
     and, against the version, in the NMAE of the median. (Of a score below a
-    tenth of the mean label, the tolerance is of that tenth.) All forecasts
+    tenth of the mean label, the tolerance is of that tenth; where all labels
+    are 0, of the task's usual mean.) All forecasts
     must be finite and not negative, and a process of its own must load the
     model and give the same ones. The version's inputs and outputs must still
     be there, and so must its scenarios; new ones only if the settings say so.
@@ -169,12 +170,16 @@ def _judge(candidate, source, serving, data, settings):
     if serving is not None:
         rivals[_SERVING] = _judged(serving)
     sample, first, wrong = _forecast_test_rows(rivals, data)
+    served_tasks = ()
+    if _SERVING in sample:
+        contract = files.read_json(serving / CONTRACT_FILE)
+        served_tasks = [task["name"] for task in contract["tasks"]]
     problems = [
         f"{count} forecasts of {output} ({key}) are negative or not finite"
         for (key, output), count in wrong.items()
     ]
     if not problems:
-        slices, problems = _compare(data, sample, settings)
+        slices, problems = _compare(data, sample, settings, served_tasks)
     if problems:
         raise PushRefused(_refusal(source, serving, problems))
     _check_fresh_process(candidate, source, *first)
@@ -182,7 +187,7 @@ def _judge(candidate, source, serving, data, settings):
         "pushed": _now(),
         "from": str(source),
         "model": weights,
-        "compared_with": serving and int(serving.name),
+        "compared_with": int(serving.name) if _SERVING in sample else None,
         "settings": dataclasses.asdict(settings),
         "slices": slices,
         "withdrawn": _withdrawn(serving) if serving else [],
@@ -294,7 +299,8 @@ def _forecast_test_rows(versions, data):
 
     Beside them the first rows by themselves: what the model to be published
     was given, and what it said; and how many values of which output of it
-    are negative or not finite.
+    are negative or not finite. A served version with such values is left out:
+    nothing can be worse.
     """
     published = _REFIT if _REFIT in versions else _CANDIDATE
     spec = data.spec
@@ -322,14 +328,16 @@ def _forecast_test_rows(versions, data):
             told = model.signatures[PREDICT](
                 **{name: tf.constant(x) for name, x in inputs.items()}
             )
-            row[key] = _columns(told, spec, "mean")
+            # A task that a served version has not is not compared with it.
+            tasks = [task for task in spec.task_names if task in told]
+            row[key] = _columns(told, spec, "mean", row.get(_CANDIDATE))
             for name, values in told.items() if key != _SERVING else ():
                 values = values.numpy()
                 if count := int((~np.isfinite(values) | (values < 0)).sum()):
                     wrong[key, name] += count
-            if schema.output_name(spec.task_names[0], "median") in told:
+            if schema.output_name(tasks[0], "median") in told:
                 row[key + evaluation.MEDIAN_SUFFIX] = _columns(
-                    told, spec, "median"
+                    told, spec, "median", row[_CANDIDATE]
                 )
             if not parts and key == published:
                 first = tuple(
@@ -340,17 +348,25 @@ def _forecast_test_rows(versions, data):
         for name, values in row.items():
             parts.setdefault(name, []).append(values)
     sample = {name: np.concatenate(x) for name, x in parts.items()}
+    served = [name for name in sample if name.startswith(_SERVING)]
+    if not all(
+        np.isfinite(sample[name]).all() and (sample[name] >= 0).all()
+        for name in served
+    ):
+        for name in served:
+            del sample[name]
     return sample, first, wrong
 
 
-def _columns(told, spec, part):
-    return np.concatenate(
-        [
-            told[schema.output_name(task, part)].numpy()
-            for task in spec.task_names
-        ],
-        axis=1,
-    )
+def _columns(told, spec, part, otherwise):
+    """Values `[B, T]`, those of `otherwise` for tasks that are not told."""
+    columns = []
+    for index, task in enumerate(spec.task_names):
+        values = told.get(schema.output_name(task, part))
+        columns.append(
+            otherwise[:, index, None] if values is None else values.numpy()
+        )
+    return np.concatenate(columns, axis=1)
 
 
 def _judged(version):
@@ -395,7 +411,7 @@ def _check_fresh_process(candidate, source, inputs, expected):
                 )
 
 
-def _compare(data, sample, settings):
+def _compare(data, sample, settings, served_tasks):
     """Scores of each slice, and what is wrong with the candidate."""
     scenario = _pooled(sample["scenario"], settings.min_samples)
     names = sorted(set(scenario))
@@ -425,18 +441,26 @@ def _compare(data, sample, settings):
     if _SERVING + median in scores:
         medians = (_CANDIDATE + median, _SERVING + median)
         checks.append(("NMAE of the median", "nmae", *medians))
+    usual = dict(
+        zip(tasks, data.preprocessor.statistics.label_means, strict=True)
+    )
     slices, problems = [], []
     for index, cell in enumerate(scores[_CANDIDATE]["cells"]):
         row = {k: cell[k] for k in ("task", "scenario", "n")}
         row["judged"] = cell["n"] >= settings.min_samples or len(names) == 1
         for text, metric, ours, theirs in checks:
+            if theirs.startswith(_SERVING) and cell["task"] not in served_tasks:
+                continue
             value = scores[ours]["cells"][index][metric]
             bar = scores[theirs]["cells"][index][metric]
             row[f"{metric}_{ours}"], row[f"{metric}_{theirs}"] = value, bar
             if value is None or bar is None or not row["judged"]:
                 continue
             # An NMAE is a share of the mean label already.
-            unit = cell["mean_label"] if metric == "poisson_deviance" else 1.0
+            unit = 1.0
+            if metric == "poisson_deviance":
+                # Where nothing happened, a naive forecast of 0 is perfect.
+                unit = cell["mean_label"] or usual[cell["task"]]
             least = max(bar, _NEGLIGIBLE * unit)
             if value > bar + settings.tolerance * least:
                 problems.append(

@@ -14,6 +14,7 @@ from tensorboard.backend.event_processing import event_accumulator
 
 from m2m_tf import files, tensorboard
 from m2m_tf.config import ConfigError, StudyConfig, to_values
+from m2m_tf.data import panel
 from pipelines import compare
 from pipelines.compare import StudyError, run_study
 
@@ -224,6 +225,27 @@ def test_results_of_other_data_are_not_added_to(config, tmp_path):
         run_study(study, results, runs)
 
 
+def test_tables_are_those_of_the_source(tmp_path):
+    small = {"name": "simulator", "advertisers": 50, "days": 140}
+    for advertisers in (50, 50, 60):
+        source = small | {"advertisers": advertisers}
+        study = StudyConfig("made", {"made": source})
+        told = []
+        # Other results, as where the first were stopped in their tables.
+        results = tmp_path / f"results_{advertisers}"
+        study = compare._Study(study, results, tmp_path / "runs", told.append)
+        spec = compare._Dataset(study, "made").load_spec()
+        assert len(panel.read_profile(spec)) == advertisers
+    path = compare._Dataset(study, "made").spec_path
+    text = path.read_text()
+    assert "stride: 7" in text
+    path.write_text(text.replace("stride: 7", "stride: 3"))
+    compare._Dataset(study, "made").prepare()
+    assert "without true_rates" in told[-1]
+    labels = files.read_json(results / "made" / "made" / "labels.json")
+    assert set(labels["forecasts"]) == {"last_week", "history_mean"}
+
+
 def test_unknown_sweep_is_refused_before_work(config, tmp_path):
     with pytest.raises(StudyError, match="one of.*lookback.*'depth'"):
         run_study(config, tmp_path / "r", tmp_path / "w", sweep="depth")
@@ -247,6 +269,8 @@ def test_known_future_activity_is_refused_before_a_lookback_sweep(
     [
         ({"models": ["m2m", "gpt"]}, "`models` must be some of.*'gpt'"),
         ({"sweeps": {"depth": [1]}}, "`sweeps` must name.*'depth'"),
+        ({"sweeps": {"name": ["m2m"]}}, "`sweeps` must name.*'name'"),
+        ({"search": [{"model": {"name": "mmoe"}}]}, "`models` names them"),
         (
             {"sweeps": {"knowledge_dim": [0]}},
             r"sweeps: model:\s+knowledge_dim: ",

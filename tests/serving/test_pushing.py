@@ -6,6 +6,7 @@ import random
 import shutil
 import signal
 import time
+import types
 
 import numpy as np
 import pytest
@@ -14,6 +15,7 @@ from tables import SMALL_MODEL
 
 from m2m_tf import files
 from m2m_tf.config import PushSettings
+from m2m_tf.data.dataset import ForecastData
 from m2m_tf.export import CONTRACT_FILE, EVALUATED_FOLDER, export_model
 from m2m_tf.models import build_model
 from m2m_tf.serving import pushing
@@ -125,6 +127,54 @@ def test_small_scenarios_are_judged_together():
         4: {"a": 5, "b + c": 5},
         6: {"a + b + c": 10},
     }
+
+
+@pytest.mark.parametrize(("forecast", "refused"), [(0.1, 0), (1.0, 1)])
+def test_where_nothing_happens_a_tolerance_is_of_the_usual_mean(
+    forecast, refused
+):
+    statistics = types.SimpleNamespace(label_means=[50.0])
+    data = types.SimpleNamespace(
+        spec=types.SimpleNamespace(task_names=("visits",)),
+        preprocessor=types.SimpleNamespace(statistics=statistics),
+    )
+    labels = np.repeat([50.0, 0.0], 200)[:, None]
+    sample = {
+        "scenario": np.repeat(["open", "closed"], 200),
+        "y_true": labels,
+        "candidate": np.where(labels, labels, forecast),
+        "last_week": labels,
+    }
+    _, problems = pushing._compare(data, sample, PushSettings(), ())
+    # Deviance is 2 forecasts; a tenth of a tenth of 50 is 0.5.
+    assert len(problems) == refused
+
+
+def test_a_new_task_is_compared_with_no_served_one(
+    clinic_data, exported, tmp_path
+):
+    spec = dataclasses.replace(
+        clinic_data.spec, tasks=clinic_data.spec.tasks[1:]
+    )
+    before = ForecastData.prepare(spec, tmp_path / "records")
+    served = export_changed(before, tmp_path / "served", lambda w: w)
+    version = push(exported, clinic_data, served, LENIENT)
+    receipt = files.read_json(version / RECEIPT_FILE)
+    assert receipt["compared_with"] == 1
+    compared = {
+        row["task"]
+        for row in receipt["slices"]
+        if {"poisson_deviance_serving", "nmae_serving_median"} <= row.keys()
+    }
+    assert compared == set(spec.task_names)
+
+
+def test_what_answers_nan_is_replaced(
+    clinic_data, exported, not_finite, tmp_path
+):
+    served = shutil.copytree(not_finite, tmp_path / "served")
+    version = push(exported, clinic_data, served, LENIENT)
+    assert files.read_json(version / RECEIPT_FILE)["compared_with"] is None
 
 
 def test_forecasts_that_are_not_finite_are_refused(
