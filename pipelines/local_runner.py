@@ -157,6 +157,12 @@ def load_run(folder: str | os.PathLike) -> RunConfig:
     if "data" in values:
         values["data"] = from_folder(path, values["data"])
     config = parse(RunConfig, values, source=str(path))
+    if isinstance(config.data, pathlib.Path) and not config.data.exists():
+        raise RunError(
+            f"{folder}: its spec is not at {config.data}. A run may be moved "
+            "together with its tables; otherwise run `m2m-tf run` with its "
+            "config again."
+        )
     return dataclasses.replace(config, name=folder.name)
 
 

@@ -5,6 +5,7 @@ import os
 import pathlib
 from collections.abc import Callable
 
+from m2m_tf import training
 from m2m_tf.config import DatasetSpec, RunConfig, to_values
 from m2m_tf.versions import next_version, versions_of
 from pipelines import steps
@@ -80,6 +81,11 @@ def _in_folder(*names):
     return lambda work: [work.folder / name for name in names]
 
 
+def _trained_in(folder):
+    names = (training.MODEL_FILE, training.HISTORY_FILE)
+    return [folder, *(f"{folder}/{name}" for name in names)]
+
+
 def make_steps(config: RunConfig) -> list[Step]:
     """The steps of a run, in order; each depends on all before it."""
     source = []
@@ -99,7 +105,7 @@ def make_steps(config: RunConfig) -> list[Step]:
                 "refit",
                 steps.refit,
                 lambda work: None,
-                _in_folder(steps.REFIT_FOLDER),
+                _in_folder(*_trained_in(steps.REFIT_FOLDER)),
             )
         ]
     return [
@@ -118,7 +124,7 @@ def make_steps(config: RunConfig) -> list[Step]:
                 to_values(work.config.model),
                 to_values(work.config.training),
             ],
-            _in_folder(steps.TRAINING_FOLDER),
+            _in_folder(*_trained_in(steps.TRAINING_FOLDER)),
             check=steps.check_model,
         ),
         Step(
@@ -146,11 +152,12 @@ def make_steps(config: RunConfig) -> list[Step]:
         Step(
             "push",
             steps.push,
-            lambda work: [
-                to_values(work.config.push),
-                # Beside each other, they may be moved together.
-                os.path.relpath(work.served.resolve(), work.folder.resolve()),
-            ],
+            # Other tolerances do not publish the same model once more, which
+            # a rollback would then go back to. Beside each other, the folders
+            # may be moved together.
+            lambda work: os.path.relpath(
+                work.served.resolve(), work.folder.resolve()
+            ),
             lambda work: (
                 versions_of(work.served) or [next_version(work.served)]
             ),

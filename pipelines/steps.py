@@ -98,13 +98,8 @@ def evaluate(work) -> None:
 
 def refit(work) -> None:
     """Trains the evaluated model anew on all days."""
-    try:
-        data = _data(work, holdout=False)
-    except FileNotFoundError:
-        # The records are of a run without.
-        data = _prepare_all_days(work)
     training.refit(
-        data,
+        _data(work, holdout=False),
         work.config.model,
         work.config.training,
         work.folder / TRAINING_FOLDER,
@@ -150,7 +145,13 @@ def _prepare_all_days(work):
 
 
 def _data(work, holdout=True):
-    return ForecastData.load(work.spec, work.folder / "records", holdout)
+    try:
+        return ForecastData.load(work.spec, work.folder / "records", holdout)
+    except FileNotFoundError:
+        # The records are of a run without a refit.
+        if holdout:
+            raise
+        return _prepare_all_days(work)
 
 
 def _export(work, trained, folder, evaluated=None):

@@ -270,6 +270,9 @@ def _check_same_contract(candidate, serving, new_scenarios):
     missing = sorted(set(theirs["outputs"]) - set(ours["outputs"]))
     parts = [f"{key} differ" for key in changed]
     parts += [f"output {name} is missing" for name in missing]
+    # Contracts of early versions have none.
+    missing = sorted(set(theirs.get("signatures", ())) - {*ours["signatures"]})
+    parts += [f"signature {name} is missing" for name in missing]
     tasks = {task["name"]: task for task in ours["tasks"]}
     for task in theirs["tasks"]:
         now = tasks.get(task["name"], task)
@@ -285,7 +288,7 @@ def _check_same_contract(candidate, serving, new_scenarios):
         parts.append(
             f"scenarios {new} are new, which changes the shapes of "
             f"{PREDICT_ALL_SCENARIOS} (allow it by `push: {{new_scenarios: "
-            "true}` in the run's config)"
+            "true}` in the run's config, and `m2m-tf run` it again)"
         )
     if parts:
         raise PushRefused(
@@ -495,7 +498,8 @@ def _refusal(candidate, serving, problems):
         lines.append(f"`{_SERVING}` is version {serving.name}.")
     lines.append(
         "`push: {tolerance: ...}` in the run's config sets how much worse a "
-        "slice may be, `min_samples` which slices count."
+        "slice may be, `min_samples` which slices count; then `m2m-tf run` it "
+        "again."
     )
     return "\n".join(lines)
 

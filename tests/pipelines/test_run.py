@@ -188,6 +188,10 @@ def test_refit_serves_what_has_learned_from_all_days(
     assert not list(run.rglob(".tmp-*"))
     again = run_again(workspace, capsys, "fresh.yaml")
     assert again.count("unchanged, skipped") == 7
+    # As records that were made anew while a run had no refit.
+    (path,) = run.rglob("preprocessor_of_all_days.json")
+    path.unlink()
+    assert cli.main(["export", str(run)]) == 0
 
 
 @pytest.mark.slow
@@ -297,12 +301,14 @@ def fake_steps(monkeypatch, ran):
         def run(work):
             ran.append(name)
             files.write_text(work.folder / output, name)
+            if name == "train":
+                files.write_text(work.folder / "training/history.json", "[]")
 
         return run
 
     for name, output in (
         ("make_records", "records"),
-        ("train", "training"),
+        ("train", "training/model.keras"),
         ("predict", "forecasts.parquet"),
     ):
         monkeypatch.setattr(steps, name, make(name, output))
@@ -350,6 +356,11 @@ def test_only_steps_with_changed_inputs_run_again(tmp_path, monkeypatch):
     every = ["make_records", "train", "evaluate", "export", "push", "predict"]
     assert run() == every
     assert run() == []
+    # The same model is not published twice.
+    assert run(push={"tolerance": 2.0}) == []
+    # Each file that a later step reads must be there.
+    (tmp_path / "runs/clinics/training/model.keras").unlink()
+    assert run() == ["train"]
     assert run(evaluation={"lightgbm": False}) == every[2:]
     assert (
         run(evaluation={"lightgbm": False}, training=TRAINING | {"seed": 1})
@@ -503,6 +514,9 @@ def test_bad_input_is_one_message_and_status_2(tmp_path, capsys):
 def test_a_run_is_named_as_its_folder(tmp_path):
     config = RunConfig(name="before", data=tmp_path / "spec.yaml")
     files.write_json(tmp_path / "after" / "config.json", to_values(config))
+    with pytest.raises(local_runner.RunError, match="spec.*not at .*moved"):
+        local_runner.load_run(tmp_path / "after")
+    config.data.touch()
     assert local_runner.load_run(tmp_path / "after").name == "after"
 
 

@@ -237,13 +237,14 @@ def test_what_callers_rely_on_must_stay(clinic_data, exported, copy):
     contract = files.read_json(path)
     contract["horizon"] = 14
     contract["outputs"]["visits_total"] = "of all scenarios"
+    contract["signatures"]["totals"] = {}
     contract["tasks"][0] |= {"kind": "binary", "column": "open_days"}
     files.write_json(path, contract)
     with pytest.raises(
         PushRefused,
         match="callers of version 2 would break: horizon differ, "
-        "output visits_total is missing, visits was the binary of open_days "
-        "and is the count of visits",
+        "output visits_total is missing, signature totals is missing, visits "
+        "was the binary of open_days and is the count of visits",
     ):
         push(exported, clinic_data, copy, LENIENT)
 
