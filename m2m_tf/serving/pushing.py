@@ -4,6 +4,7 @@ import collections
 import contextlib
 import dataclasses
 import datetime
+import filecmp
 import hashlib
 import os
 import pathlib
@@ -226,11 +227,17 @@ def rollback(folder: str | os.PathLike) -> pathlib.Path:
             raise PushRefused(f"{folder}: holds no version.")
         newest = _origin(versions[-1])
         withdrawn = sorted({*_withdrawn(versions[-1]), newest})
+        withdrawn_models = _withdrawn_models(versions[-1])
         earlier = [
             path
             for path in versions
-            if not _lacking(path) and _origin(path) not in withdrawn
+            if not _lacking(path)
+            and _origin(path) not in withdrawn
+            and _weights_of(path) not in withdrawn_models
         ]
+        # Where a model was pushed twice, back is another one.
+        others = [path for path in earlier if not _same(path, versions[-1])]
+        earlier = others or earlier
         if not earlier:
             raise PushRefused(
                 f"{folder}: no version before {newest} is left to go back to. "
@@ -508,6 +515,14 @@ def _weights_of(version):
     """Hash of a version's weights, by which it is known again."""
     with open(version / _WEIGHTS_FILE, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
+
+
+def _same(version, other):
+    """Whether two versions are copies of one export."""
+    return not _lacking(other) and all(
+        filecmp.cmp(version / name, other / name, shallow=False)
+        for name in (SAVED_MODEL_FILE, _WEIGHTS_FILE)
+    )
 
 
 def _publish(source, folder, receipt):

@@ -308,6 +308,19 @@ def test_what_was_rolled_back_from_never_comes_back(
         rollback(copy)
 
 
+def test_back_from_a_model_that_was_pushed_twice_is_another_one(
+    exported, worse, tmp_path
+):
+    shutil.copytree(exported / "1", tmp_path / "1")
+    for number in "23":
+        shutil.copytree(worse / "1", tmp_path / number)
+    version = rollback(tmp_path)
+    assert version.name == "4"
+    assert pushing._same(version, exported / "1")
+    with pytest.raises(PushRefused, match="no version before 1 is left"):
+        rollback(tmp_path)
+
+
 def test_a_model_that_was_rolled_back_from_is_not_pushed_again(
     clinic_data, exported, worse, copy
 ):
