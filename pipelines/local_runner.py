@@ -82,7 +82,9 @@ def _run_steps(work, until, force, report):
                 continue
             report(f"{label}: running")
             started = time.monotonic()
-            resumes = step.name != force and _is_unfinished(work, step, key)
+            resumes = step.name != force and _has_noted(
+                work, step, key, done=False
+            )
             if not resumes:
                 step.check(work)
             begun = True
@@ -171,29 +173,25 @@ def _state_path(work, step):
 
 
 def _is_done(work: Workspace, step: Step, key: str) -> bool:
-    path = _state_path(work, step)
-    if not path.exists():
-        return False
-    return _read_state(path) == {"key": key, "done": True} and all(
+    return _has_noted(work, step, key, done=True) and all(
         output.exists() for output in step.outputs(work)
     )
 
 
-def _read_state(path):
-    """What a step has noted; nothing, if a crash has left it unreadable."""
-    try:
-        return files.read_json(path)
-    except ValueError:
-        return {}
+def _has_noted(work, step, key, done):
+    """Whether the step has noted this, and no crash left it unreadable.
 
-
-def _is_unfinished(work, step, key):
-    """Whether a run with the same inputs was interrupted in the step.
-
-    What it has left is gone on with; anything else would mix two runs.
+    Not done with the same inputs, it was interrupted: what it has left is gone
+    on with. Anything else would mix two runs.
     """
     path = _state_path(work, step)
-    return path.exists() and _read_state(path) == {"key": key, "done": False}
+    try:
+        return path.exists() and files.read_json(path) == {
+            "key": key,
+            "done": done,
+        }
+    except ValueError:
+        return False
 
 
 def _run_step(work, step, key, resumes):

@@ -1116,10 +1116,13 @@ def _summarise(spec, splits):
 def _never_known(spec):
     """File of an attribute table → attributes that none of its rows has."""
     found = {}
-    for path, rows, columns in (
-        (spec.profile, read_profile(spec), spec.profile_columns),
-        (spec.scenarios, read_scenarios(spec), spec.scenario_columns),
+    for path, read, columns in (
+        (spec.profile, read_profile, spec.profile_columns),
+        (spec.scenarios, read_scenarios, spec.scenario_columns),
     ):
+        if not columns.names:
+            continue
+        rows = read(spec)
         names = [n for n in columns.categorical if (rows[n] == "").all()]
         names += [n for n in columns.numeric if rows[n].is_nan().all()]
         if names:
