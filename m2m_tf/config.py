@@ -312,6 +312,11 @@ class DatasetSpec:
         return tuple(task.name for task in self.tasks)
 
     @property
+    def is_binary(self) -> tuple[bool, ...]:
+        """Whether each task is binary, in the same order."""
+        return tuple(task.kind == "binary" for task in self.tasks)
+
+    @property
     def num_days(self) -> int:
         """Days from `start` to `end`, both counted."""
         return (self.end - self.start).days + 1
@@ -580,7 +585,8 @@ class PushSettings:
 
     Args:
         tolerance: How much worse than a naive forecast, or than the version
-            that is served, a slice may be, as a share.
+            that is served, a slice may be, as a share: of its score, or of a
+            tenth of its mean label if that is more.
         min_samples: Test samples below which a scenario is judged together
             with the others that have so few, or not at all if it is alone.
         keep: Versions kept in the served folder.

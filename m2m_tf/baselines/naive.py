@@ -59,7 +59,7 @@ def daily_task_values(
     ]
     sequence = np.asarray(raw[schema.PERFORMANCE_SEQUENCE])
     daily = sequence[:, :, columns].astype("float64")
-    return np.where(_is_binary(spec), daily > 0, daily)
+    return np.where(spec.is_binary, daily > 0, daily)
 
 
 def cap_binary(spec: DatasetSpec, forecasts: np.ndarray) -> np.ndarray:
@@ -70,7 +70,7 @@ def cap_binary(spec: DatasetSpec, forecasts: np.ndarray) -> np.ndarray:
     >>> cap_binary(data.spec, np.array([[3.0, 90.5, 1.2]]))
     array([[ 3. , 90.5,  1. ]])
     """
-    return np.where(_is_binary(spec), np.minimum(forecasts, 1.0), forecasts)
+    return np.where(spec.is_binary, np.minimum(forecasts, 1.0), forecasts)
 
 
 def _at_past_mean(spec, raw, daily, days):
@@ -78,7 +78,3 @@ def _at_past_mean(spec, raw, daily, days):
     observed = np.asarray(raw[schema.DAYS_OBSERVED])
     counted = np.clip(observed, 1, min(days, spec.lookback))[:, None]
     return cap_binary(spec, total / counted * spec.horizon)
-
-
-def _is_binary(spec):
-    return np.array([task.kind == "binary" for task in spec.tasks])

@@ -13,7 +13,6 @@ _SPANS = (3, 7, 14, 28)
 # The same for the columns of totals over all scenarios.
 _TOTAL_SPANS = (7,)
 _LEVEL_FLOOR = 0.05
-_UNKNOWN = 0
 
 
 def fit_vocabularies(
@@ -154,7 +153,10 @@ def _categorical_names(spec):
 def _codes(values, vocabulary):
     """Place in the vocabulary, from 1; 0 for values not in it."""
     known = {value: code for code, value in enumerate(vocabulary, start=1)}
-    return [known.get(value, _UNKNOWN) for value in _as_bytes(values)]
+    return [
+        known.get(value, schema.OUT_OF_VOCABULARY)
+        for value in _as_bytes(values)
+    ]
 
 
 def _as_bytes(values):

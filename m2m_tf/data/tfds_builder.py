@@ -51,13 +51,14 @@ class PanelSeries(tfds.core.GeneratorBasedBuilder):
     >>> records = builder.as_dataset(split="series")
     """
 
-    VERSION = tfds.core.Version("1.4.0")
+    VERSION = tfds.core.Version("1.5.0")
     RELEASE_NOTES = {
         "1.0.0": "Series records cut into windows when read.",
         "1.1.0": "The preprocessor beside them knows scenarios' attributes.",
         "1.2.0": "The preprocessor knows the last day that it was fitted on.",
         "1.3.0": "Without `activity`, series count from their first value on.",
         "1.4.0": "What is fitted has the most that a label can be.",
+        "1.5.0": "What is fitted knows the first and last training cutoff.",
     }
 
     def __init__(

@@ -459,5 +459,4 @@ def _labels(spec, daily):
     """Labels `[B, tasks]` of the days `[B, horizon, F]` to be predicted."""
     columns = _columns(spec, [task.column for task in spec.tasks])
     labels = tf.reduce_sum(tf.gather(daily, columns, axis=-1), axis=1)
-    binary = tf.constant([task.kind == "binary" for task in spec.tasks])
-    return tf.where(binary, tf.cast(labels > 0, labels.dtype), labels)
+    return tf.where(spec.is_binary, tf.cast(labels > 0, labels.dtype), labels)

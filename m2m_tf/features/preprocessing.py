@@ -5,6 +5,8 @@ Everything fitted comes from days up to the last training label day. The same
 """
 
 import dataclasses
+import datetime
+from collections.abc import Sequence
 
 import keras
 import numpy as np
@@ -30,6 +32,8 @@ _LEVEL_SCALE = 0.3
 # Levels of a task that its forecast is an offset from.
 _NUM_OFFSETS = 2
 _FIT_BATCH = 2048
+_EPOCH = datetime.date(1970, 1, 1)
+_DAYS_OF_YEAR = 365.25
 
 
 @dataclasses.dataclass(frozen=True)
@@ -51,6 +55,8 @@ class Statistics:
         num_samples: Samples of each split.
         last_day: Last day that anything was fitted on, and the last training
             label's, as an ISO date.
+        training_cutoffs: The first and the last training cutoff, in days
+            since 1970-01-01.
 
     Example:
 
@@ -68,6 +74,7 @@ class Statistics:
     label_limits: list[int | None]
     num_samples: dict[str, int]
     last_day: str
+    training_cutoffs: Sequence[int]
 
 
 @keras.saving.register_keras_serializable("m2m_tf")
@@ -210,7 +217,7 @@ class Preprocessor(keras.layers.Layer):
         return {
             task.name: 1.0 / mean
             if task.weight == "inverse_mean"
-            else (task.weight)
+            else task.weight
             for task, mean in zip(
                 self.spec.tasks, self.statistics.label_means, strict=True
             )
@@ -318,7 +325,9 @@ class Preprocessor(keras.layers.Layer):
         return tf.stack(ids, axis=-1)
 
     def _dense(self, raw, log_levels):
-        features = dense_features(self.spec, raw)
+        features = dense_features(
+            self.spec, raw, self.statistics.training_cutoffs
+        )
         mean = tf.constant(self.statistics.dense_mean, tf.float32)
         std = tf.constant(self.statistics.dense_std, tf.float32)
         # A value far outside the training range must not run away.
@@ -333,17 +342,17 @@ class Preprocessor(keras.layers.Layer):
         spec = self.spec
         observed = _observed(spec, raw)[:, None]
         daily = raw[schema.PERFORMANCE_SEQUENCE]
-        totals = tf.reduce_sum(daily, 1) * spec.horizon / observed
-        lookback = self._of_tasks(totals)
-        recent = self._of_tasks(
-            tf.reduce_sum(daily[:, -spec.horizon :], 1)
-            * _recent_scale(spec, observed)
+        own = self._of_tasks(daily)
+        lookback = tf.reduce_sum(own, 1) * spec.horizon / observed
+        recent = tf.reduce_sum(own[:, -spec.horizon :], 1) * _recent_scale(
+            spec, observed
         )
         # One week alone is often empty, which says little of the next one.
         levels = [lookback, 0.5 * (lookback + recent)]
         if spec.cross_scenario_totals:
-            levels.append(self._of_tasks(totals, schema.TOTAL_PREFIX))
-        binary = tf.constant([task.kind == "binary" for task in spec.tasks])
+            totals = self._of_tasks(daily, schema.TOTAL_PREFIX)
+            levels.append(tf.reduce_sum(totals, 1) * spec.horizon / observed)
+        binary = tf.constant(spec.is_binary)
         floor = _LEVEL_FLOOR * tf.constant(
             self.statistics.label_means, tf.float32
         )
@@ -354,20 +363,33 @@ class Preprocessor(keras.layers.Layer):
             [tf.math.log(tf.maximum(x, 0.0) + floor) for x in levels], axis=-1
         )
 
-    def _of_tasks(self, totals, prefix=""):
-        """Totals of the columns behind the tasks `[B, T]`."""
+    def _of_tasks(self, daily, prefix=""):
+        """Days of the columns behind the tasks `[B, lookback, T]`.
+
+        Of binary tasks 1 or 0: whether there was anything, not how much.
+        """
         names = schema.performance_names(self.spec)
         columns = [names.index(prefix + t.column) for t in self.spec.tasks]
-        return tf.gather(totals, columns, axis=-1)
+        daily = tf.gather(daily, columns, axis=-1)
+        something = tf.cast(daily > 0, daily.dtype)
+        return tf.where(self.spec.is_binary, something, daily)
 
 
-def dense_features(spec: DatasetSpec, raw: dict):
+def dense_features(
+    spec: DatasetSpec, raw: dict, training_cutoffs: Sequence[int]
+):
     """Unstandardised dense features `[batch, D]` of raw features.
+
+    Args:
+        spec: The dataset spec.
+        raw: Raw features (`schema.raw_features`), tensors `[batch, ...]`.
+        training_cutoffs: See `Statistics`.
 
     Example:
 
     >>> raw = next(iter(data.raw("test", batch_size=16)))
-    >>> dense_features(data.spec, raw).shape[0]
+    >>> cutoffs = data.preprocessor.statistics.training_cutoffs
+    >>> dense_features(data.spec, raw, cutoffs).shape[0]
     16
     """
     observed = _observed(spec, raw)[:, None]
@@ -391,7 +413,7 @@ def dense_features(spec: DatasetSpec, raw: dict):
         value = raw[name]
         value = tf.where(tf.math.is_nan(value), 0.0, value)
         parts.append(_signed_log(value)[:, None])
-    parts.append(_calendar(raw[schema.CUTOFF]))
+    parts.append(_calendar(raw[schema.CUTOFF], *training_cutoffs))
     return tf.concat(parts, axis=-1)
 
 
@@ -425,6 +447,10 @@ def fit_preprocessor(
         whole_labels=[],
         label_limits=_fit_limits(spec, rows),
         last_day=last.isoformat(),
+        training_cutoffs=[
+            (windows.date_of(spec, day) - _EPOCH).days
+            for day in (splits.train[0], splits.train[-1])
+        ],
         num_samples={
             name: input_pipeline.count_samples(
                 records, spec, getattr(splits, name)
@@ -442,7 +468,9 @@ def fit_preprocessor(
     batches = input_pipeline.raw_batches(
         records, spec, splits.train, _FIT_BATCH
     )
-    mean, std, label_means, whole_labels = _fit_moments(spec, batches)
+    mean, std, label_means, whole_labels = _fit_moments(
+        spec, batches, draft.training_cutoffs
+    )
     _require_labels(spec, label_means, draft.num_samples["train"])
     return Preprocessor(
         spec,
@@ -562,12 +590,13 @@ def _seen(table, rows, key):
     return table.join(rows.select(key).unique().collect(), on=key, how="semi")
 
 
-def _fit_moments(spec, batches):
+def _fit_moments(spec, batches, training_cutoffs):
     count = 0
     totals = None
     whole = True
     for rows in batches:
-        dense = dense_features(spec, rows).numpy().astype(np.float64)
+        dense = dense_features(spec, rows, training_cutoffs)
+        dense = dense.numpy().astype(np.float64)
         labels = rows[windows.LABELS].numpy().astype(np.float64)
         part = [dense.sum(0), (dense**2).sum(0), labels.sum(0)]
         totals = (
@@ -623,11 +652,23 @@ def _signed_log(values):
     return tf.sign(values) * tf.math.log1p(tf.abs(values))
 
 
-def _calendar(cutoff):
-    """Place of the cutoff in its week and its year, on circles `[B, 4]`."""
+def _calendar(cutoff, first, last):
+    """Place of the cutoff in its week and its year, on circles `[B, 4]`.
+
+    Of the year's days those count that training has seen: another one is the
+    nearest of them. With less than a year of cutoffs the place in the year is
+    little else than how late it is, and what was learned of it would go on
+    growing or falling for as long as the model is served.
+    """
     days = tf.cast(cutoff, tf.float32)
     week = 2 * np.pi * tf.math.floormod(days, 7.0) / 7.0
-    year = 2 * np.pi * tf.math.floormod(days, 365.25) / 365.25
+    place = tf.math.floormod(days - first, _DAYS_OF_YEAR)
+    if (span := float(last - first)) < _DAYS_OF_YEAR:
+        is_nearer_to_last = place - span <= _DAYS_OF_YEAR - place
+        nearest = tf.where(is_nearer_to_last, span, 0.0)
+        place = tf.where(place <= span, place, nearest)
+    place = tf.math.floormod(first + place, _DAYS_OF_YEAR)
+    year = 2 * np.pi * place / _DAYS_OF_YEAR
     return tf.stack(
         [tf.sin(week), tf.cos(week), tf.sin(year), tf.cos(year)], axis=-1
     )

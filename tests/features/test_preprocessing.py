@@ -1,4 +1,5 @@
 import dataclasses
+import datetime
 import math
 
 import numpy as np
@@ -7,12 +8,13 @@ import pytest
 from hypothesis import given, strategies as st
 from tables import write_clinic_tables
 
-from m2m_tf.config import DatasetSpec
+from m2m_tf.baselines import naive_forecasts
+from m2m_tf.config import DatasetSpec, Task
 from m2m_tf.data import schema, windows
 from m2m_tf.data.dataset import ForecastData
 from m2m_tf.data.panel import DataValidationError
 from m2m_tf.features import Preprocessor
-from m2m_tf.features.preprocessing import quantile_edges
+from m2m_tf.features.preprocessing import _calendar, quantile_edges
 
 
 @pytest.fixture(scope="module")
@@ -95,6 +97,74 @@ def test_levels_of_few_days_are_totals_of_the_horizon(clinic_data, observed):
     told = clinic_data.preprocessor(batch)["log_history"].numpy()[0, 0]
     floor = 0.005 * clinic_data.preprocessor.statistics.label_means[0]
     np.testing.assert_allclose(told, np.log(7 + floor), rtol=1e-5)
+
+
+@given(
+    cutoff=st.integers(0, 40_000),
+    first=st.integers(10_000, 20_000),
+    span=st.integers(0, 500),
+)
+def test_days_of_the_year_are_those_that_training_has_seen(cutoff, first, span):
+    def angle(day):
+        return 2 * math.pi * (day % 365.25) / 365.25
+
+    def distance(day, other):
+        """Days between two places in the year."""
+        apart = abs(day - other) % 365.25
+        return min(apart, 365.25 - apart)
+
+    sine, cosine = _calendar([cutoff], first, first + span)[0, 2:].numpy()
+    seen = np.arange(first, first + span + 1)
+    nearest = min(distance(cutoff, day) for day in seen)
+    if nearest < 1:
+        place = cutoff
+    else:
+        ends = (first, first + span)
+        place = min(ends, key=lambda day: distance(cutoff, day))
+        if abs(distance(cutoff, ends[0]) - distance(cutoff, ends[1])) < 0.01:
+            return  # As near to one as to the other.
+    assert sine == pytest.approx(math.sin(angle(place)), abs=0.02)
+    assert cosine == pytest.approx(math.cos(angle(place)), abs=0.02)
+
+
+def test_what_is_told_does_not_go_on_growing_after_the_last_training_day(
+    clinic_data, raw
+):
+    statistics = clinic_data.preprocessor.statistics
+    last = statistics.training_cutoffs[1]
+    days = np.asarray(clinic_data.splits.train)
+    start = (clinic_data.spec.start - datetime.date(1970, 1, 1)).days
+    assert statistics.training_cutoffs == [start + days[0], start + days[-1]]
+    told = [
+        clinic_data.preprocessor(raw | {"cutoff": np.full(16, last + later)})
+        for later in (0, 7, 70)
+    ]
+    for later in told[1:]:
+        np.testing.assert_allclose(
+            later["dense_features"], told[0]["dense_features"], atol=1e-5
+        )
+
+
+def test_levels_of_a_binary_task_are_of_days_not_of_amounts(clinic_data, raw):
+    task = Task("paid", "fees", kind="binary")
+    spec = dataclasses.replace(clinic_data.spec, tasks=(task,))
+    statistics = dataclasses.replace(
+        clinic_data.preprocessor.statistics, label_means=[0.5]
+    )
+    preprocessor = Preprocessor(spec, statistics)
+    fees = schema.performance_names(spec).index("fees")
+    sequence = raw["performance_sequence"].numpy()
+    told = {}
+    for unit in (1.0, 1e-4):
+        values = sequence.copy()
+        values[..., fees] *= unit
+        told[unit] = preprocessor(raw | {"performance_sequence": values})
+    # In which unit money is told does not matter.
+    levels = [np.exp(x["log_history"].numpy()[:, 0]) for x in told.values()]
+    np.testing.assert_array_equal(*levels)
+    plain = {name: values.numpy() for name, values in raw.items()}
+    expected = naive_forecasts(spec, plain)["history_mean"][:, 0]
+    np.testing.assert_allclose(levels[0][:, 0], expected + 0.0025, rtol=1e-5)
 
 
 @pytest.mark.parametrize(
