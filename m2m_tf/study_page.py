@@ -41,9 +41,9 @@ def write_page(
     text = read_notes(folder, f"# Comparison: {config.name}\n")
     lines = [text, *_origin(config, collected, command)]
     for label, dataset in collected["datasets"].items():
-        lines += _dataset_lines(config, folder, label, dataset)
+        lines += _dataset_lines(folder, label, dataset)
     lines += _search_lines(collected["search"])
-    lines += _sweep_lines(config, folder, collected)
+    lines += _sweep_lines(folder, collected)
     files.write_text(page, "\n".join(lines).rstrip() + "\n")
     return page
 
@@ -88,7 +88,7 @@ def _origin(config, collected, command):
     return lines
 
 
-def _dataset_lines(config, folder, label, dataset):
+def _dataset_lines(folder, label, dataset):
     facts = dataset["labels"]
     labels, models = facts["labels"], dataset["models"]
     names = facts["scenarios"]
@@ -281,7 +281,7 @@ def _search_lines(search):
     ]
 
 
-def _sweep_lines(config, folder, collected):
+def _sweep_lines(folder, collected):
     if not any(any(rows.values()) for rows in collected["sweeps"].values()):
         return []
     facts = next(iter(collected["datasets"].values()))["labels"]

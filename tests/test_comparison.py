@@ -1,5 +1,6 @@
 import numpy as np
 import pytest
+from scipy import stats
 
 from m2m_tf import comparison
 from m2m_tf.metrics import score_cells
@@ -109,6 +110,25 @@ def test_interval_has_the_width_of_the_spread_over_samples(sample):
         differences.append(value)
         widths.append((high - low) / (2 * 1.96))
     assert 0.6 < np.mean(widths) / np.std(differences) < 1.5
+
+
+@pytest.mark.parametrize("groups", [10, 32])
+def test_interval_of_few_groups_is_that_of_the_t_test(groups):
+    differences = np.zeros(comparison.NUM_GROUPS)
+    # Symmetric, as the t test takes them to be.
+    differences[:groups] = stats.norm.ppf((np.arange(groups) + 0.5) / groups)
+    count = np.zeros((1, 1, comparison.NUM_GROUPS))
+    count[..., :groups] = 1.0
+    found = comparison.difference(
+        [{"mean_deviance": count * differences}],
+        [{"mean_deviance": 0.0 * count}],
+        {"label": count, "count": count},
+        "deviance",
+    )
+    half = stats.t.ppf(0.975, groups - 1) * stats.sem(differences[:groups])
+    assert found.value == pytest.approx(0.0, abs=1e-12)
+    assert -found.low == pytest.approx(half, rel=0.15)
+    assert found.high == pytest.approx(half, rel=0.15)
 
 
 def test_seeds_widen_the_interval(sample):
