@@ -18,26 +18,37 @@ import tempfile
 def main(arguments: list[str] | None = None) -> int:
     """Runs one command; returns the exit status (2: bad input)."""
     options = _parser().parse_args(arguments)
-    # As Ctrl-C: what lies in temporary folders is removed.
-    before = signal.signal(signal.SIGTERM, signal.default_int_handler)
+    interrupts = []
+
+    def interrupt(number, frame):
+        interrupts.append(number)
+        raise KeyboardInterrupt
+
+    # SIGTERM as Ctrl-C: what lies in temporary folders is removed.
+    before = {signal.SIGTERM: signal.signal(signal.SIGTERM, interrupt)}
+    # In the background of a script it is ignored.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
+        before[signal.SIGINT] = signal.signal(signal.SIGINT, interrupt)
     try:
         if not options.debug:
             _hide_notices()
         options.command(options)
-    except KeyboardInterrupt:
-        # On a line of its own: a bar of progress has ended none.
-        print(
-            "\ninterrupted; run the same command again to go on",
-            file=sys.stderr,
-        )
-        return 130
-    except Exception as error:
+    except (KeyboardInterrupt, Exception) as error:
+        # TensorFlow makes other errors of an interrupt in its own code.
+        if interrupts or isinstance(error, KeyboardInterrupt):
+            # On a line of its own: a bar of progress has ended none.
+            print(
+                "\ninterrupted; run the same command again to go on",
+                file=sys.stderr,
+            )
+            return 130
         if options.debug or not isinstance(error, _told()):
             raise
         print(f"m2m-tf: {error}", file=sys.stderr)
         return 2
     finally:
-        signal.signal(signal.SIGTERM, before)
+        for number, handler in before.items():
+            signal.signal(number, handler)
     return 0
 
 
@@ -99,6 +110,29 @@ def _parser():
         "--version", action=_Version, help="show the version and exit"
     )
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
+
+    command = _command(
+        commands,
+        "init",
+        _init,
+        "draft a spec and a config for tables of your own",
+        "m2m-tf init clicks.parquet --entity shop --scenario channel "
+        "--date day",
+    )
+    command.add_argument("panel", type=pathlib.Path)
+    for name, text in (
+        ("entity", "column of entities' ids"),
+        ("scenario", "column of scenarios' ids"),
+        ("date", "column of days"),
+    ):
+        command.add_argument(f"--{name}", required=True, help=text)
+    for name in ("profile", "scenarios"):
+        command.add_argument(
+            f"--{name}", type=pathlib.Path, help="table of their attributes"
+        )
+    command.add_argument(
+        "--output", type=pathlib.Path, help="folder (default: the panel's)"
+    )
 
     command = _command(
         commands,
@@ -287,6 +321,27 @@ def _add_folders(command):
     )
 
 
+def _init(options):
+    from m2m_tf.data.draft import CONFIG_FILE, SPEC_FILE, write_draft
+
+    folder = options.output or options.panel.parent
+    spec = write_draft(
+        folder,
+        options.panel,
+        options.entity,
+        options.scenario,
+        options.date,
+        options.profile,
+        options.scenarios,
+    )
+    print(
+        f"drafts: {folder / SPEC_FILE} (tasks: {', '.join(spec.task_names)}; "
+        f"lookback {spec.lookback}, stride {spec.stride}) and "
+        f"{folder / CONFIG_FILE}\n"
+        f"Look them through, then: m2m-tf validate {folder / SPEC_FILE}"
+    )
+
+
 def _validate(options):
     from m2m_tf.config import DatasetSpec
     from m2m_tf.data import panel
@@ -308,11 +363,15 @@ def _run(options):
 
 
 def _redo(options):
-    from pipelines.local_runner import load_run, run_pipeline
+    from pipelines.local_runner import load_run, require_done, run_pipeline
+    from pipelines.pipeline import Workspace
 
+    config, runs = load_run(options.run), options.run.resolve().parent
+    # Neither trains, which would take the place of the last training.
+    require_done(Workspace(config, runs, runs), "train")
     folder = run_pipeline(
-        load_run(options.run),
-        options.run.resolve().parent,
+        config,
+        runs,
         until=options.step,
         force=options.step,
     )
@@ -334,6 +393,10 @@ def _rollback(options):
     from m2m_tf.serving import pushing
 
     print(f"serving from {pushing.rollback(options.folder)}")
+    print(
+        "mind: a run's forecasts.parquet is still of the model before; "
+        f"`m2m-tf predict --model {options.folder}` forecasts with this one"
+    )
 
 
 def _serve(options):

@@ -266,8 +266,10 @@ def _reading(path):
                 "; CSV in UTF-8, each row with as many fields as the header, "
                 "decimals with a point and values that hold a comma in quotes"
             )
+        # Below its first line stand options of functions of polars.
+        told = str(error).partition("\n")[0]
         raise ValueError(
-            f"{path}: cannot be read as a table; {advice}. Received: {error}."
+            f"{path}: cannot be read as a table; {advice}. Received: {told}."
         ) from error
 
 
@@ -315,7 +317,7 @@ def read_panel(spec: DatasetSpec) -> pl.LazyFrame:
     return frame.select(
         pl.col(spec.entity).cast(pl.String),
         pl.col(spec.scenario).cast(pl.String),
-        _date(spec.date, dtypes[spec.date]),
+        as_day(spec.date, dtypes[spec.date]),
         *[
             pl.col(name).cast(pl.Float32, strict=False)
             for name in spec.value_columns
@@ -742,7 +744,15 @@ def _scenario_table(spec):
     return pl.concat([table, new.select(table.columns)])
 
 
-def _date(name, dtype):
+def as_day(name: str, dtype: pl.DataType) -> pl.Expr:
+    """The day that a column's value is, null where it is none.
+
+    Example:
+
+    >>> frame = pl.DataFrame({"day": ["2025-03-01", "1.3.2025"]})
+    >>> frame.select(as_day("day", pl.String))["day"].to_list()
+    [datetime.date(2025, 3, 1), None]
+    """
     if dtype == pl.String:
         return pl.col(name).str.to_date("%Y-%m-%d", strict=False)
     return pl.col(name).cast(pl.Date, strict=False)
@@ -789,10 +799,6 @@ def _column_problems(path, wanted):
     """
     frame = scan_table(path)
     dtypes = frame.collect_schema()
-    for file in table_files(path):
-        if file.suffix == ".csv":
-            with _reading(file):
-                _scan_files([file]).select(pl.all().count()).collect()
     names = dtypes.names()
     if len(names) == 1 and (sign := set(";\t|") & set(names[0])):
         return [
@@ -805,6 +811,10 @@ def _column_problems(path, wanted):
                 f"separated by: {sign.pop()!r}",
             )
         ]
+    for file in table_files(path):
+        if file.suffix == ".csv":
+            with _reading(file):
+                _scan_files([file]).select(pl.all().count()).collect()
     problems = []
     has_csv = any(file.suffix == ".csv" for file in table_files(path))
     parts = _columns_of_parts(path)
@@ -920,7 +930,7 @@ def _attribute_problems(path, key, columns):
 def _panel_problems(spec, only_days):
     frame, path = scan_table(spec.panel), spec.panel
     dtype = frame.collect_schema()[spec.date]
-    date = _date(spec.date, dtype)
+    date = as_day(spec.date, dtype)
     if only_days:
         in_days = date.is_between(spec.start, spec.end)
         frame = frame.filter(in_days | date.is_null())
@@ -979,7 +989,8 @@ def _panel_problems(spec, only_days):
                 path,
                 name,
                 pl.col(name).cast(pl.Float64, strict=False) < 0,
-                "is a label and must not be negative",
+                "is a label and must not be negative; give what is taken "
+                "back, such as refunds, a column of its own",
             )
     return problems
 
@@ -1016,7 +1027,7 @@ def _suspicious_columns(frame, columns):
 
 def _range_problems(spec):
     frame = scan_table(spec.panel)
-    date = _date(spec.date, frame.collect_schema()[spec.date])
+    date = as_day(spec.date, frame.collect_schema()[spec.date])
     problems = _find(
         frame,
         spec.panel,
