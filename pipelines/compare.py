@@ -42,6 +42,7 @@ from m2m_tf.models import unused_settings
 from pipelines.steps import write_source_tables
 
 LABELS_FILE = "labels.json"
+_LOCK_FILE = ".lock"
 _PACKAGES = ("tensorflow", "keras", "numpy", "lightgbm", "polars")
 
 
@@ -77,6 +78,7 @@ def run_study(
         StudyError: If the study has no such sweep, or its first dataset can't
             be swept over lookbacks.
         ImportError: If LightGBM takes part and is not installed.
+        RuntimeError: If another comparison is going on in the same folders.
     """
     if sweep is not None and sweep not in config.sweeps:
         raise StudyError(
@@ -90,15 +92,20 @@ def run_study(
     study = _Study(
         config, pathlib.Path(results), pathlib.Path(runs), report=report
     )
-    try:
-        if sweep is None:
-            study.compare()
-        else:
-            study.sweep(sweep)
-    except KeyboardInterrupt:
-        study.write_page(command)
-        raise
-    return study.write_page(command)
+    busy = (
+        f"{study.work}: another comparison is going on there. Wait for it, or "
+        "give this one another folder of runs."
+    )
+    with files.only_one(study.work / _LOCK_FILE, busy):
+        try:
+            if sweep is None:
+                study.compare()
+            else:
+                study.sweep(sweep)
+        except KeyboardInterrupt:
+            study.write_page(command)
+            raise
+        return study.write_page(command)
 
 
 @dataclasses.dataclass
@@ -111,6 +118,10 @@ class _Study:
     @property
     def results(self):
         return self.all_results / self.config.name
+
+    @property
+    def work(self):
+        return self.runs / f"compare_{self.config.name}"
 
     def compare(self):
         config = self.config
@@ -370,7 +381,7 @@ class _Dataset:
     def __init__(self, study, label, lookback=None, scored_within=None):
         self.label = label
         self.folder = study.results / label
-        self.work = study.runs / f"compare_{study.config.name}" / label
+        self.work = study.work / label
         self._source = study.config.data[label]
         self.lookback = lookback
         self._scored_within = scored_within
@@ -566,7 +577,7 @@ def _true_rates(spec, sample, path):
         {
             spec.entity: sample["entity"],
             spec.scenario: sample["name"],
-            "cutoff": pl.Series(sample["cutoff"].astype("int32")).cast(pl.Date),
+            "cutoff": pl.from_epoch(pl.Series(sample["cutoff"]), "d"),
         }
     )
     joined = rows.join(

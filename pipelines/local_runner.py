@@ -129,8 +129,8 @@ def require_done(work: Workspace, name: str) -> None:
         if not _is_done(work, step, key):
             raise RunError(
                 f"{work.folder}: step {step.name!r} is not done with the run's "
-                f"tables and settings as they are now. Run `m2m-tf {name} "
-                f"{work.folder}` first."
+                "tables and settings, and this version of m2m_tf, as they are "
+                "now. Run `m2m-tf run` with the run's config first."
             )
         if step.name == name:
             return

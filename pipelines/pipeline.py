@@ -5,8 +5,9 @@ import os
 import pathlib
 from collections.abc import Callable
 
-from m2m_tf import training
+from m2m_tf import evaluation_run, training
 from m2m_tf.config import DatasetSpec, RunConfig, to_values
+from m2m_tf.serving import pushing
 from m2m_tf.versions import next_version, versions_of
 from pipelines import steps
 
@@ -135,12 +136,7 @@ def make_steps(config: RunConfig) -> list[Step]:
                 # Which the report tells.
                 | ({"refit": True} if work.config.refit else {})
             ),
-            _in_folder(
-                steps.METRICS_FILE,
-                "test_forecasts.parquet",
-                "plots",
-                "report.html",
-            ),
+            _in_folder(*evaluation_run.OUTPUTS),
         ),
         *refit,
         Step(
@@ -155,9 +151,12 @@ def make_steps(config: RunConfig) -> list[Step]:
             # Other tolerances do not publish the same model once more, which
             # a rollback would then go back to. Beside each other, the folders
             # may be moved together.
-            lambda work: os.path.relpath(
-                work.served.resolve(), work.folder.resolve()
-            ),
+            lambda work: [
+                os.path.relpath(work.served.resolve(), work.folder.resolve()),
+                # A model that was rolled back from is refused, again and
+                # again, and not forecast with.
+                pushing.is_withdrawn(work.exported, work.served),
+            ],
             lambda work: (
                 versions_of(work.served) or [next_version(work.served)]
             ),
@@ -168,6 +167,6 @@ def make_steps(config: RunConfig) -> list[Step]:
             "predict",
             steps.predict,
             lambda work: None,
-            _in_folder("forecasts.parquet"),
+            _in_folder(steps.FORECASTS_FILE),
         ),
     ]

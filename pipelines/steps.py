@@ -12,7 +12,7 @@ from m2m_tf.serving import batch_scoring, pushing
 
 TRAINING_FOLDER = "training"
 REFIT_FOLDER = "refit"
-METRICS_FILE = "metrics.json"
+FORECASTS_FILE = "forecasts.parquet"
 
 
 def check_extras(config) -> None:
@@ -122,7 +122,7 @@ def predict(work) -> None:
     """Forecasts the days after the last one, with the exported model."""
     spec = work.spec
     summary = batch_scoring.score_tables(
-        work.exported, spec, spec.end, work.folder / "forecasts.parquet"
+        work.exported, spec, spec.end, work.folder / FORECASTS_FILE
     )
     print(f"{summary} from {spec.end}")
 
@@ -161,7 +161,9 @@ def _export(work, trained, folder, evaluated=None):
         _data(work, holdout=trained == TRAINING_FOLDER).preprocessor,
         folder,
         card={
-            "metrics": files.read_json(work.folder / METRICS_FILE),
+            "metrics": files.read_json(
+                work.folder / evaluation_run.METRICS_FILE
+            ),
             "settings": {
                 "model": to_values(work.config.model),
                 "training": to_values(work.config.training),

@@ -7,7 +7,7 @@ import sys
 import numpy as np
 import pytest
 import tensorflow as tf
-from tables import SMALL_MODEL, example_of, write_clinic_tables
+from tables import SMALL_MODEL, write_clinic_tables
 from tensorflow_serving.apis import prediction_log_pb2
 
 from m2m_tf import files, signatures, training
@@ -68,7 +68,11 @@ def test_fresh_process_without_the_library_agrees(
     # A file of its own: NumPy's strings would lose a last byte of zero.
     with tf.io.TFRecordWriter(str(tmp_path / "in.tfrecord")) as writer:
         for row in range(16):
-            writer.write(example_of({k: v[row] for k, v in raw.items()}))
+            writer.write(
+                signatures.serialize_example(
+                    {k: v[row] for k, v in raw.items()}
+                )
+            )
     texts = {k: v.astype("S") for k, v in raw.items() if v.dtype == object}
     np.savez(tmp_path / "in.npz", **(raw | texts))
     subprocess.run(

@@ -4,7 +4,6 @@ import collections
 import contextlib
 import dataclasses
 import datetime
-import filecmp
 import hashlib
 import os
 import pathlib
@@ -24,6 +23,7 @@ from m2m_tf.data import schema, windows
 from m2m_tf.data.dataset import ForecastData
 from m2m_tf.export import CONTRACT_FILE, EVALUATED_FOLDER, EXTRA_FOLDER
 from m2m_tf.signatures import (
+    EXPLAIN,
     PREDICT,
     PREDICT_ALL_SCENARIOS,
     serialize_example,
@@ -43,7 +43,8 @@ _CANDIDATE, _REFIT, _SERVING = "candidate", "refit", "serving"
 _MODELS = (_CANDIDATE, _REFIT, _SERVING)
 _NAIVE = (naive.LAST_WEEK, naive.HISTORY_MEAN)
 # What must not differ between a version and the next: callers rely on it.
-_FIXED = ("lookback", "horizon", "inputs", "sequence_columns")
+_FIXED = ("lookback", "horizon")
+_FIXED_PARTS = ("inputs", "sequence_columns")
 # A score below this share of the mean label is as good as perfect, and the
 # tolerance is of this much: a naive forecast of what never changes is perfect.
 _NEGLIGIBLE = 0.1
@@ -75,7 +76,8 @@ def push(
 
     Of a model that was trained anew on all days (`training.refit`), the one
     that was evaluated before is judged in its place, and compared with that of
-    the newest version: neither has seen the test rows. It must itself be no
+    the newest version. Test rows whose days the latter was trained on, as
+    after another `split`, do not count. The refit model itself must be no
     worse than the naive forecasts there.
 
     On the same test rows no slice (task × scenario) of at least `min_samples`
@@ -87,6 +89,8 @@ def push(
     must be finite and not negative, and a process of its own must load the
     model and give the same ones. The version's inputs and outputs must still
     be there, and so must its scenarios; new ones only if the settings say so.
+    The model that is served already, of whatever export, is not published
+    once more.
 
     The version appears by a rename: a crash at any moment leaves the folder
     with the old versions, or with the new one as well.
@@ -98,7 +102,8 @@ def push(
         settings: Tolerances, and how many versions are kept.
 
     Returns:
-        Folder of the published version.
+        Folder of the published version, or of the newest one if it is the
+        same model.
 
     Raises:
         PushRefused: If the model fails a check; nothing has changed.
@@ -125,13 +130,15 @@ def push(
                     f"{serving}: is no whole version, {lacking} is missing. "
                     "Remove the folder, or copy it there whole."
                 )
+            if _same(source, serving):
+                return serving
             _check_same_contract(source, serving, settings.new_scenarios)
         # Judged is the copy that is published: what lies at the source may
         # be replaced meanwhile.
-        with files.replacing(version) as candidate:
-            shutil.copytree(source, candidate)
-            receipt = _judge(candidate, source, serving, data, settings)
-            files.write_json(candidate / RECEIPT_FILE, receipt)
+        with files.replacing(version) as copy:
+            shutil.copytree(source, copy)
+            receipt = _judge(copy, source, serving, data, settings)
+            files.write_json(copy / RECEIPT_FILE, receipt)
         _keep_last(folder, settings.keep)
     return version
 
@@ -156,22 +163,24 @@ def _check_place(folder):
         )
 
 
-def _judge(candidate, source, serving, data, settings):
-    """The receipt of a candidate that may be published."""
-    weights = _weights_of(candidate)
+def _judge(copy, source, serving, data, settings):
+    """The receipt of a copy of the candidate that may be published."""
+    model = _model_of(copy)
     withdrawn_models = _withdrawn_models(serving) if serving else []
-    if weights in withdrawn_models:
+    if model in withdrawn_models:
         raise PushRefused(
             f"{source}: this model has been rolled back from. Train another "
-            f"one, or push to another folder than {candidate.parent}."
+            f"one, or push to another folder than {copy.parent}."
         )
-    rivals = {_CANDIDATE: candidate}
-    if (judged := _judged(candidate)) != candidate:
-        rivals = {_CANDIDATE: judged, _REFIT: candidate}
+    rivals = {_CANDIDATE: copy}
+    if (judged := _judged(copy)) != copy:
+        rivals = {_CANDIDATE: judged, _REFIT: copy}
     if serving is not None:
         rivals[_SERVING] = _judged(serving)
     sample, first, wrong = _forecast_test_rows(rivals, data)
     served_tasks = ()
+    if _SERVING in sample:
+        sample = _unseen(sample, _judged(serving))
     if _SERVING in sample:
         contract = files.read_json(serving / CONTRACT_FILE)
         served_tasks = [task["name"] for task in contract["tasks"]]
@@ -183,11 +192,11 @@ def _judge(candidate, source, serving, data, settings):
         slices, problems = _compare(data, sample, settings, served_tasks)
     if problems:
         raise PushRefused(_refusal(source, serving, problems))
-    _check_fresh_process(candidate, source, *first)
+    _check_fresh_process(copy, source, *first)
     return {
         "pushed": _now(),
         "from": str(source),
-        "model": weights,
+        "model": model,
         "compared_with": int(serving.name) if _SERVING in sample else None,
         "settings": dataclasses.asdict(settings),
         "slices": slices,
@@ -233,7 +242,7 @@ def rollback(folder: str | os.PathLike) -> pathlib.Path:
             for path in versions
             if not _lacking(path)
             and _origin(path) not in withdrawn
-            and _weights_of(path) not in withdrawn_models
+            and _model_of(path) not in withdrawn_models
         ]
         # Where a model was pushed twice, back is another one.
         others = [path for path in earlier if not _same(path, versions[-1])]
@@ -257,6 +266,21 @@ def rollback(folder: str | os.PathLike) -> pathlib.Path:
         return _publish(earlier[-1], folder, receipt)
 
 
+def is_withdrawn(
+    candidate: str | os.PathLike, folder: str | os.PathLike
+) -> bool:
+    """Whether a model has been rolled back from in a folder of versions.
+
+    Example:
+
+    >>> is_withdrawn("saved_models/clinics", "served")
+    False
+    """
+    versions = versions_of(folder)
+    withdrawn = _withdrawn_models(versions[-1]) if versions else []
+    return bool(withdrawn) and _model_of(latest_version(candidate)) in withdrawn
+
+
 @contextlib.contextmanager
 def _only_push(folder):
     """Holds the folder's lock; clears what killed pushes have left."""
@@ -273,9 +297,15 @@ def _check_same_contract(candidate, serving, new_scenarios):
         files.read_json(version / CONTRACT_FILE)
         for version in (candidate, serving)
     )
-    changed = [key for key in _FIXED if ours.get(key) != theirs.get(key)]
+    parts = [f"{key} differs" for key in _FIXED if ours[key] != theirs[key]]
+    for key in _FIXED_PARTS:
+        differing = sorted(
+            name
+            for name in {*ours[key], *theirs[key]}
+            if ours[key].get(name) != theirs[key].get(name)
+        )
+        parts += [f"{key} {name} differs" for name in differing]
     missing = sorted(set(theirs["outputs"]) - set(ours["outputs"]))
-    parts = [f"{key} differ" for key in changed]
     parts += [f"output {name} is missing" for name in missing]
     # Contracts of early versions have none.
     missing = sorted(set(theirs.get("signatures", ())) - {*ours["signatures"]})
@@ -288,6 +318,15 @@ def _check_same_contract(candidate, serving, new_scenarios):
                 f"{task['name']} was the {task['kind']} of {task['column']} "
                 f"and is the {now['kind']} of {now['column']}"
             )
+    order = [task["name"] for task in theirs["tasks"]]
+    if (
+        EXPLAIN in theirs.get("signatures", ())
+        and set(order) <= set(tasks)
+        and list(tasks)[: len(order)] != order
+    ):
+        parts.append(
+            f"tasks do not begin with {order}, which is an axis of {EXPLAIN}"
+        )
     known, before = set(ours["scenarios"]), set(theirs["scenarios"])
     if gone := sorted(before - known):
         parts.append(f"scenarios {gone} are gone")
@@ -333,6 +372,7 @@ def _forecast_test_rows(versions, data):
         row = {
             "y_true": raw[windows.LABELS],
             "scenario": schema.as_text(raw[schema.SCENARIO]),
+            "cutoff": raw[schema.CUTOFF],
         }
         for key, model in models.items():
             told = model.signatures[PREDICT](
@@ -363,9 +403,32 @@ def _forecast_test_rows(versions, data):
         np.isfinite(sample[name]).all() and (sample[name] >= 0).all()
         for name in served
     ):
-        for name in served:
-            del sample[name]
+        sample = _without_serving(sample)
     return sample, first, wrong
+
+
+def _without_serving(sample):
+    return {
+        name: values
+        for name, values in sample.items()
+        if not name.startswith(_SERVING)
+    }
+
+
+def _unseen(sample, served):
+    """The rows whose labels a served model has not been trained on.
+
+    They are all rows unless splits have changed or tables become shorter.
+    Where none are left it cannot be compared with.
+    """
+    # Contracts of early versions have none.
+    told = files.read_json(served / CONTRACT_FILE).get("trained_through")
+    if told is None:
+        return sample
+    unseen = sample["cutoff"] >= np.datetime64(told, "D").astype("int64")
+    if not unseen.any():
+        return _without_serving(sample)
+    return {name: values[unseen] for name, values in sample.items()}
 
 
 def _columns(told, spec, part, otherwise):
@@ -506,22 +569,29 @@ def _refusal(candidate, serving, problems):
     lines.append(
         "`push: {tolerance: ...}` in the run's config sets how much worse a "
         "slice may be, `min_samples` which slices count; then `m2m-tf run` it "
-        "again."
+        "again. Forecasts of it all the same: `m2m-tf predict --model "
+        f"{candidate.parent} ...`."
     )
     return "\n".join(lines)
 
 
-def _weights_of(version):
-    """Hash of a version's weights, by which it is known again."""
+def _model_of(version):
+    """What a version's model is known by, in whatever export."""
+    contract = files.read_json(version / CONTRACT_FILE)
+    if "model" in contract:
+        return contract["model"]
+    # An export of before 0.7.0: its copies alone are known again.
     with open(version / _WEIGHTS_FILE, "rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()[:16]
 
 
 def _same(version, other):
-    """Whether two versions are copies of one export."""
-    return not _lacking(other) and all(
-        filecmp.cmp(version / name, other / name, shallow=False)
-        for name in (SAVED_MODEL_FILE, _WEIGHTS_FILE)
+    """Whether two versions are the same model, told in the same way."""
+    return (
+        not _lacking(other)
+        and _model_of(version) == _model_of(other)
+        and files.read_json(version / CONTRACT_FILE)
+        == files.read_json(other / CONTRACT_FILE)
     )
 
 
@@ -561,14 +631,14 @@ def _withdrawn(version):
 
 
 def _withdrawn_models(version, in_its_place=None):
-    """Weights that had been rolled back from when a version was published.
+    """Models that had been rolled back from when a version was published.
 
     With what is published in its place, the version's own as well.
     """
     models = set(_receipt(version).get("withdrawn_models", []))
     if in_its_place is not None and not _lacking(version):
-        models.add(_weights_of(version))
-        models.discard(_weights_of(in_its_place))
+        models.add(_model_of(version))
+        models.discard(_model_of(in_its_place))
     return sorted(models)
 
 

@@ -128,6 +128,14 @@ def test_interrupted_it_tells_what_is_finished(config, folders, monkeypatch):
     assert "| mmoe | 1 |" in page.read_text()
 
 
+def test_two_comparisons_at_once_are_one(config, tmp_path):
+    work = tmp_path / "runs" / "compare_clinics"
+    with files.only_one(work / ".lock", ""):
+        with pytest.raises(RuntimeError, match="another comparison is going"):
+            run_study(config, tmp_path / "results", tmp_path / "runs")
+    assert not (tmp_path / "results").exists()
+
+
 def test_files_of_rivals_outlive_changes_of_m2m_alone(config, tmp_path):
     def key(study, model):
         return compare._Study(study, tmp_path, tmp_path, print)._key(model, {})
@@ -143,6 +151,7 @@ def test_files_of_rivals_outlive_changes_of_m2m_alone(config, tmp_path):
 
 @pytest.mark.slow
 def test_sweeps_train_m2m_with_each_value(config, folders):
+    config = dataclasses.replace(config, seeds=(0,))
     for sweep in config.sweeps:
         run_study(config, folders / "results", folders / "runs", sweep=sweep)
     page = (folders / "results" / "clinics.md").read_text()
@@ -151,6 +160,7 @@ def test_sweeps_train_m2m_with_each_value(config, folders):
 
 
 def test_swept_lookbacks_are_scored_on_the_same_samples(config, folders):
+    config = dataclasses.replace(config, seeds=(0,))
     run_study(config, folders / "results", folders / "runs", sweep="lookback")
     (folder,) = {p.parent for p in folders.rglob("sweep_lookback_*.json")}
     base = files.read_json(folder / "labels.json")["labels"]
@@ -168,7 +178,9 @@ def test_swept_lookbacks_are_scored_on_the_same_samples(config, folders):
 
 @pytest.mark.slow
 def test_a_sweep_may_come_first(config, tmp_path):
-    alone = dataclasses.replace(config, search=(), seeds=(0,))
+    alone = dataclasses.replace(
+        config, search=(), seeds=(0,), sweeps={"lookback": (28,)}
+    )
     page = run_study(
         alone, tmp_path / "results", tmp_path / "runs", sweep="lookback"
     )
@@ -261,7 +273,8 @@ def test_known_future_activity_is_refused_before_a_lookback_sweep(
     changed = dataclasses.replace(config, data={"clinics": spec})
     with pytest.raises(StudyError, match="`activity` among.*'appointments'"):
         run_study(changed, tmp_path / "r", tmp_path / "w", sweep="lookback")
-    assert not (tmp_path / "r").exists() and not (tmp_path / "w").exists()
+    left = [path.name for path in (tmp_path / "w").rglob("*") if path.is_file()]
+    assert not (tmp_path / "r").exists() and left == [".lock"]
 
 
 @pytest.mark.parametrize(

@@ -7,6 +7,7 @@ import subprocess
 import sys
 import time
 
+import numpy as np
 import polars as pl
 import pytest
 import yaml
@@ -15,6 +16,7 @@ from tables import write_accented_tables, write_clinic_tables
 from m2m_tf import files
 from m2m_tf.config import RunConfig, to_values
 from m2m_tf.export import CONTRACT_FILE, EVALUATED_FOLDER
+from m2m_tf.serving import pushing
 from m2m_tf.versions import versions_of
 from pipelines import cli, local_runner, steps
 from pipelines.pipeline import Workspace, make_steps
@@ -106,11 +108,23 @@ def test_metrics_of_the_run_follow_from_its_forecasts(workspace):
     run = workspace / "runs" / "clinics"
     metrics = files.read_json(run / "metrics.json")
     table = pl.read_parquet(run / "test_forecasts.parquet")
-    cells = []
+    covered, cells = [], []
     for task in ("visits", "fees", "open"):
         for (_,), rows in table.group_by("visit_kind"):
             error = (rows[f"{task}_m2m"] - rows[f"{task}_actual"]).abs().sum()
             cells.append(error / rows[f"{task}_actual"].sum())
+            below, up_to = (
+                rows[f"{task}_{name}"].to_numpy() for name in ("below", "up_to")
+            )
+            share = np.clip(up_to, 0.1, 0.9) - np.clip(below, 0.1, 0.9)
+            inside = (below >= 0.1) & (below <= 0.9)
+            width = up_to - below
+            with np.errstate(divide="ignore", invalid="ignore"):
+                part = np.where(width > 1e-6, share / width, inside)
+            covered.append(part.mean())
+    assert metrics["interval"]["coverage"] == pytest.approx(
+        np.mean(covered), rel=1e-4
+    )
     assert metrics["overall"]["nmae"] == pytest.approx(
         sum(cells) / len(cells), rel=1e-4
     )
@@ -213,7 +227,12 @@ def test_evaluate_export_push_and_rollback(workspace, capsys):
     card = (run / "saved_model/1/assets.extra/model_card.md").read_text()
     assert f"{before['overall']['nmae']:.3f}" in card
     for _ in range(2):
+        # Once: it is the same model.
         assert cli.main(["push", str(run), "--to", str(served)]) == 0
+    assert "elsewhere/1" in capsys.readouterr().out
+    contract = served / "1" / CONTRACT_FILE
+    files.write_json(contract, files.read_json(contract) | {"model": "before"})
+    assert cli.main(["push", str(run), "--to", str(served)]) == 0
     assert cli.main(["rollback", str(served)]) == 0
     assert "elsewhere/3" in capsys.readouterr().out
     assert [path.name for path in versions_of(served)] == ["1", "2", "3"]
@@ -358,6 +377,11 @@ def test_only_steps_with_changed_inputs_run_again(tmp_path, monkeypatch):
     assert run() == []
     # The same model is not published twice.
     assert run(push={"tolerance": 2.0}) == []
+    # Nor, or forecast with, once it has been rolled back from.
+    with monkeypatch.context() as patch:
+        patch.setattr(pushing, "is_withdrawn", lambda *_: True)
+        assert run() == ["push", "predict"]
+    assert run() == ["push", "predict"]
     # Each file that a later step reads must be there.
     (tmp_path / "runs/clinics/training/model.keras").unlink()
     assert run() == ["train"]
@@ -460,8 +484,41 @@ def test_an_export_of_former_settings_is_not_pushed(tmp_path, monkeypatch):
         config, training=dataclasses.replace(config.training, seed=1)
     )
     work = Workspace(other, *folders)
-    with pytest.raises(local_runner.RunError, match="m2m-tf export .* first"):
+    with pytest.raises(local_runner.RunError, match="Run `m2m-tf run` with"):
         local_runner.require_done(work, "export")
+
+
+def test_nothing_is_trained_where_a_run_is_only_scored_or_exported(
+    tmp_path, monkeypatch, capsys
+):
+    tables = tmp_path / "tables"
+    spec = write_clinic_tables(tables, entities=2, days=60)
+    ran = []
+    fake_steps(monkeypatch, ran)
+    config = RunConfig.load(write_config(tmp_path, spec))
+    local_runner.run_pipeline(config, tmp_path / "runs", tmp_path / "models")
+    beds = pl.read_csv(tables / "profile.csv").with_columns(beds=pl.lit(1.0))
+    beds.write_csv(tables / "profile.csv")
+    ran.clear()
+    run = tmp_path / "runs" / "clinics"
+    for command in ("evaluate", "export"):
+        assert cli.main([command, str(run)]) == 2
+        assert "step 'records' is not done" in capsys.readouterr().err
+    assert ran == [] and (run / "training" / "model.keras").exists()
+
+
+def test_an_interrupt_is_one_whatever_it_becomes(monkeypatch, capsys):
+    def interrupted(options):
+        with pytest.raises(KeyboardInterrupt):
+            os.kill(os.getpid(), signal.SIGINT)
+            time.sleep(10)
+        # As TensorFlow does where it calls Python.
+        raise AttributeError("no keys")
+
+    monkeypatch.setattr(cli, "_validate", interrupted)
+    assert cli.main(["validate", "spec.yaml"]) == 130
+    assert "interrupted" in capsys.readouterr().err
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
 
 def test_two_runs_of_one_folder_do_not_mix(tmp_path, monkeypatch):

@@ -13,7 +13,7 @@ import pytest
 import tensorflow as tf
 from tables import SMALL_MODEL
 
-from m2m_tf import files
+from m2m_tf import files, training
 from m2m_tf.config import PushSettings
 from m2m_tf.data.dataset import ForecastData
 from m2m_tf.export import CONTRACT_FILE, EVALUATED_FOLDER, export_model
@@ -25,6 +25,7 @@ from m2m_tf.versions import versions_of
 # What two epochs on a dozen clinics give passes, what forecasts a hundred
 # times too much does not.
 LENIENT = PushSettings(tolerance=9.0, min_samples=1)
+CHECK_FRESH_PROCESS = pushing._check_fresh_process
 
 
 @pytest.fixture(scope="module")
@@ -34,11 +35,24 @@ def served(clinic_data, exported, tmp_path_factory):
     for number in "12":
         version = push(exported, clinic_data, folder, LENIENT)
         assert version == folder / number
+        pass_for(version, f"model {number}")
     return folder
 
 
+def pass_for(version, model):
+    """Makes a version pass for another model, of the same forecasts."""
+    contract = files.read_json(version / CONTRACT_FILE)
+    files.write_json(version / CONTRACT_FILE, contract | {"model": model})
+
+
 @pytest.fixture
-def copy(served, tmp_path):
+def same_process(monkeypatch):
+    """Without the check in a process of its own, which loads TensorFlow."""
+    monkeypatch.setattr(pushing, "_check_fresh_process", lambda *_: None)
+
+
+@pytest.fixture
+def copy(served, same_process, tmp_path):
     """A copy of it that a test may change."""
     return shutil.copytree(served, tmp_path / "served")
 
@@ -150,11 +164,12 @@ def test_where_nothing_happens_a_tolerance_is_of_the_usual_mean(
     assert len(problems) == refused
 
 
+@pytest.mark.usefixtures("same_process")
 def test_a_new_task_is_compared_with_no_served_one(
     clinic_data, exported, tmp_path
 ):
     spec = dataclasses.replace(
-        clinic_data.spec, tasks=clinic_data.spec.tasks[1:]
+        clinic_data.spec, tasks=clinic_data.spec.tasks[:-1]
     )
     before = ForecastData.prepare(spec, tmp_path / "records")
     served = export_changed(before, tmp_path / "served", lambda w: w)
@@ -169,6 +184,38 @@ def test_a_new_task_is_compared_with_no_served_one(
     assert compared == set(spec.task_names)
 
 
+def test_what_has_seen_test_days_is_compared_on_the_others(
+    clinic_data, exported, copy, tmp_path
+):
+    candidate = shutil.copytree(exported, tmp_path / "candidate")
+    # More than one cutoff in the test split.
+    spec = dataclasses.replace(clinic_data.spec, stride=2)
+    data = ForecastData.prepare(spec, tmp_path / "records")
+    cutoffs = np.concatenate(
+        [raw["cutoff"] for raw in data.raw("test", 64)]
+    ).astype("datetime64[D]")
+    served = files.read_json(copy / "2" / CONTRACT_FILE)
+
+    def compared(seen, model):
+        files.write_json(
+            copy / "2" / CONTRACT_FILE, served | {"trained_through": str(seen)}
+        )
+        pass_for(candidate / "1", model)
+        version = push(candidate, data, copy, LENIENT)
+        receipt = files.read_json(version / RECEIPT_FILE)
+        shutil.rmtree(version)
+        return receipt["compared_with"], sum(
+            row["n"] for row in receipt["slices"] if row["task"] == "visits"
+        )
+
+    middle = np.sort(np.unique(cutoffs))[1]
+    assert compared(cutoffs.min(), "a") == (2, len(cutoffs))
+    assert compared(middle, "b") == (2, (cutoffs >= middle).sum())
+    # None is left: it is compared with the naive forecasts alone.
+    assert compared(cutoffs.max() + 1, "c") == (None, len(cutoffs))
+
+
+@pytest.mark.usefixtures("same_process")
 def test_what_answers_nan_is_replaced(
     clinic_data, exported, not_finite, tmp_path
 ):
@@ -205,10 +252,12 @@ def test_of_a_refit_model_the_one_before_it_is_judged(
         )
         assert row["poisson_deviance_refit"] is not None
     # Of the served version, too, the judged one is the bar.
+    pass_for(version, "model 3")
     (version / "saved_model.pb").write_bytes(b"never loaded")
     push(candidate, clinic_data, copy, LENIENT)
     assert numbers(copy) == [1, 2, 3, 4]
     candidate = with_judged(exported, worse, tmp_path / "judged_worse")
+    pass_for(candidate / "1", "model 5")
     with pytest.raises(PushRefused, match="deviance of the candidate"):
         push(candidate, clinic_data, copy, LENIENT)
     assert numbers(copy) == [1, 2, 3, 4]
@@ -236,15 +285,18 @@ def test_what_callers_rely_on_must_stay(clinic_data, exported, copy):
     path = copy / "2" / CONTRACT_FILE
     contract = files.read_json(path)
     contract["horizon"] = 14
+    contract["inputs"]["scenario_budget"] = {"shape": [], "dtype": "float32"}
+    contract["tasks"] = contract["tasks"][::-1]
     contract["outputs"]["visits_total"] = "of all scenarios"
     contract["signatures"]["totals"] = {}
-    contract["tasks"][0] |= {"kind": "binary", "column": "open_days"}
+    contract["tasks"][-1] |= {"kind": "binary", "column": "open_days"}
     files.write_json(path, contract)
     with pytest.raises(
         PushRefused,
-        match="callers of version 2 would break: horizon differ, "
-        "output visits_total is missing, signature totals is missing, visits "
-        "was the binary of open_days and is the count of visits",
+        match="callers of version 2 would break: horizon differs, inputs "
+        "scenario_budget differs, output visits_total is missing, signature "
+        "totals is missing, visits was the binary of open_days and is the "
+        r"count of visits, tasks do not begin with \['open', 'fees', 'vis",
     ):
         push(exported, clinic_data, copy, LENIENT)
 
@@ -278,6 +330,7 @@ def test_scenarios_may_come_if_the_settings_say_so(clinic_data, exported, copy):
 def test_another_process_must_agree(
     clinic_data, exported, copy, monkeypatch, script, message
 ):
+    monkeypatch.setattr(pushing, "_check_fresh_process", CHECK_FRESH_PROCESS)
     monkeypatch.setattr(pushing, "_SMOKE_SCRIPT", script)
     with pytest.raises(PushRefused, match=message):
         push(exported, clinic_data, copy, LENIENT)
@@ -306,6 +359,23 @@ def test_what_was_rolled_back_from_never_comes_back(
     assert (receipt["copy_of"], receipt["withdrawn"]) == (1, [2, 4])
     with pytest.raises(PushRefused, match=r"\[2, 4\] were rolled back"):
         rollback(copy)
+
+
+def test_the_same_model_is_not_published_once_more(
+    clinic_data, trained, copy, tmp_path
+):
+    model = training.load_model(trained[0])
+    # States of random generators, which an export holds, differ.
+    model(next(iter(clinic_data.train(8)))[0], training=True)
+    for name in "ab":
+        export_model(model, clinic_data.preprocessor, tmp_path / name)
+    assert push(tmp_path / "a", clinic_data, copy, LENIENT) == copy / "3"
+    assert push(tmp_path / "b", clinic_data, copy, LENIENT) == copy / "3"
+    assert not pushing.is_withdrawn(tmp_path / "b", copy)
+    assert rollback(copy) == copy / "4"
+    assert pushing.is_withdrawn(tmp_path / "b", copy)
+    with pytest.raises(PushRefused, match="has been rolled back from"):
+        push(tmp_path / "b", clinic_data, copy, LENIENT)
 
 
 def test_back_from_a_model_that_was_pushed_twice_is_another_one(
@@ -339,18 +409,17 @@ def test_what_is_judged_is_what_is_published(
     clinic_data, exported, worse, copy, tmp_path, monkeypatch
 ):
     candidate = shutil.copytree(exported, tmp_path / "candidate")
-    check = pushing._check_fresh_process
 
     def check_and_export_anew(*arguments):
-        check(*arguments)
+        CHECK_FRESH_PROCESS(*arguments)
         shutil.rmtree(candidate / "1")
         shutil.copytree(worse / "1", candidate / "1")
 
     monkeypatch.setattr(pushing, "_check_fresh_process", check_and_export_anew)
     version = push(candidate, clinic_data, copy, LENIENT)
-    weights = [pushing._weights_of(x) for x in (version, exported / "1")]
-    assert weights[0] == weights[1]
-    assert files.read_json(version / RECEIPT_FILE)["model"] == weights[0]
+    models = [pushing._model_of(x) for x in (version, exported / "1")]
+    assert models[0] == models[1]
+    assert files.read_json(version / RECEIPT_FILE)["model"] == models[0]
 
 
 def test_a_model_goes_among_versions_alone(
@@ -383,20 +452,15 @@ def test_broken_versions_are_named_and_never_published(
         rollback(copy)
 
 
-def test_versions_may_be_links(clinic_data, exported, copy, tmp_path):
+def test_only_the_last_versions_are_kept_which_may_be_links(
+    clinic_data, exported, copy, tmp_path
+):
     (copy / "1").rename(tmp_path / "first")
     (copy / "1").symlink_to(tmp_path / "first")
     settings = dataclasses.replace(LENIENT, keep=2)
     push(exported, clinic_data, copy, settings)
     assert numbers(copy) == [2, 3]
     assert (tmp_path / "first" / "saved_model.pb").exists()
-    assert not list(copy.glob(".tmp-*"))
-
-
-def test_only_the_last_versions_are_kept(clinic_data, exported, copy):
-    settings = PushSettings(tolerance=9.0, min_samples=1, keep=2)
-    push(exported, clinic_data, copy, settings)
-    assert numbers(copy) == [2, 3]
     assert not list(copy.glob(".tmp-*"))
 
 
