@@ -4,6 +4,8 @@ import numpy as np
 from keras import ops
 from scipy import special
 
+from m2m_tf.layers.hurdle_heads import NUM_PARAMETERS
+
 # Levels of the quantiles that bound the 80 % interval, and the median's.
 LOWER, MEDIAN, UPPER = 0.1, 0.5, 0.9
 # From here on the median is told by its expansion.
@@ -98,6 +100,7 @@ def task_forecasts(output, whole, limit=None) -> dict:
             if limit == 1:
                 # 0 where P(Y = 0) reaches the level.
                 quantile = ops.cast(1 - mean < level, "float32")
+                quantile = ops.where(ops.isnan(mean), mean, quantile)
             else:
                 quantile = hurdle_quantile(output, level, whole)[:, None]
             forecasts[name] = _at_most(quantile, limit)
@@ -161,7 +164,8 @@ def hurdle_quantile(parameters, level, whole):
     value = ops.exp(location + ops.exp(log_scale) * logit)
     if whole:
         value = ops.maximum(ops.ceil(value - 0.5), 1.0)
-    return ops.where(above > 0, value, 0.0)
+    # NaN stays NaN, which is no forecast of 0.
+    return ops.where(above <= 0, 0.0, value)
 
 
 def hurdle_cdf(parameters, y, whole):
@@ -208,4 +212,4 @@ def _at_most(values, limit):
 
 def _parts(parameters):
     parameters = ops.cast(ops.convert_to_tensor(parameters), "float32")
-    return [parameters[..., index] for index in range(4)]
+    return [parameters[..., index] for index in range(NUM_PARAMETERS)]

@@ -1,5 +1,6 @@
 """What an exported model can be asked: functions over raw features."""
 
+import base64
 import dataclasses
 from collections.abc import Callable
 
@@ -20,6 +21,8 @@ REGRESS_PREFIX = "regress_"
 # Names that TF Serving's Regress API asks for.
 REGRESS_INPUT, REGRESS_OUTPUT = "inputs", "outputs"
 EXAMPLES = "examples"
+# The field of a model's metadata that holds its signatures.
+SIGNATURE_DEF = "signature_def"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -164,6 +167,22 @@ def serialize_example(row: dict[str, np.ndarray]) -> bytes:
     return tf.train.Example(
         features=tf.train.Features(feature=features)
     ).SerializeToString()
+
+
+def json_text(value: bytes | str) -> str | dict[str, str]:
+    """A text as TF Serving's JSON has it: bytes that are no text in base64.
+
+    Example:
+
+    >>> json_text(b"tv"), json_text(b"\\xff")
+    ('tv', {'b64': '/w=='})
+    """
+    if isinstance(value, str):
+        return value
+    try:
+        return value.decode()
+    except UnicodeDecodeError:
+        return {"b64": base64.b64encode(value).decode()}
 
 
 def all_scenarios_features(

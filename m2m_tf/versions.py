@@ -18,7 +18,11 @@ def versions_of(folder: str | os.PathLike) -> list[pathlib.Path]:
         path
         for path in pathlib.Path(folder).glob("*")
         # Digits of other scripts are digits, too.
-        if path.name.isascii() and path.name.isdigit() and path.is_dir()
+        if path.name.isascii()
+        and path.name.isdigit()
+        # TF Serving counts versions in int64.
+        and int(path.name) < 2**63
+        and path.is_dir()
     ]
     return sorted(versions, key=lambda path: int(path.name))
 

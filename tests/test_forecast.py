@@ -52,6 +52,14 @@ def test_stays_close_to_large_rates():
     assert (poisson_median(rates) == expected).mean() > 0.99
 
 
+@pytest.mark.parametrize("limit", [None, 1, 7])
+@pytest.mark.parametrize("whole", [True, False])
+def test_nan_is_no_forecast_of_zero(whole, limit):
+    output = np.full((2, 4), np.nan, "float32")
+    for values in task_forecasts(output, whole, limit).values():
+        assert np.isnan(values).all()
+
+
 @pytest.mark.parametrize("rate", [-0.1, math.nan, math.inf])
 def test_rejects_what_is_no_rate(rate):
     with pytest.raises(ValueError, match="`rate` must be finite and not"):

@@ -3,12 +3,11 @@ import dataclasses
 import numpy as np
 import pytest
 import tensorflow as tf
-from tables import example_of
 
 from m2m_tf import training
 from m2m_tf.data import panel, schema, windows
 from m2m_tf.models import explanation
-from m2m_tf.signatures import default_values
+from m2m_tf.signatures import default_values, serialize_example
 
 
 @pytest.fixture(scope="module")
@@ -95,7 +94,7 @@ def test_explanation_is_the_trained_model_s(
 
 def test_regression_is_the_mean(signatures, raw):
     examples = [
-        example_of({name: values[row] for name, values in raw.items()})
+        serialize_example({name: values[row] for name, values in raw.items()})
         for row in range(3)
     ]
     forecasts = signatures["serving_default"](examples=tf.constant(examples))
@@ -111,11 +110,13 @@ def test_what_an_example_leaves_out_has_its_default(
     assert {"days_observed", "known_future", "profile_town"} < set(defaults)
     row = {name: values[0] for name, values in raw.items()}
     short = {name: row[name] for name in row if name not in defaults}
-    examples = [example_of(short), example_of(row | defaults)]
+    examples = [serialize_example(short), serialize_example(row | defaults)]
     told = signatures["serving_default"](examples=tf.constant(examples))
     for values in told.values():
         assert np.isfinite(values).all()
         np.testing.assert_allclose(values[0], values[1], rtol=1e-6)
     with pytest.raises(tf.errors.InvalidArgumentError, match="scenario"):
         short.pop("scenario")
-        signatures["serving_default"](examples=tf.constant([example_of(short)]))
+        signatures["serving_default"](
+            examples=tf.constant([serialize_example(short)])
+        )

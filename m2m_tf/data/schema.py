@@ -39,6 +39,8 @@ FORECAST_PARTS = ("mean", "median", "lower", "upper")
 
 # What scenarios are called in scores that training has not seen, together.
 UNKNOWN_SCENARIO = "(unknown)"
+# Column of forecasts: whether there was any `activity` in the lookback.
+RECENTLY_ACTIVE = "recently_active"
 # Index that categorical values not seen in training fall to.
 OUT_OF_VOCABULARY = 0
 
@@ -299,7 +301,7 @@ def require_distinct_names(spec: DatasetSpec) -> None:
         "as the inputs that attributes become; rename them in the table and "
         "here",
     )
-    keys = (spec.entity, spec.scenario, SCENARIO, CUTOFF)
+    keys = (spec.entity, spec.scenario, SCENARIO, CUTOFF, RECENTLY_ACTIVE)
     made = [
         output_name(task, part)
         for task in spec.task_names
@@ -312,7 +314,7 @@ def require_distinct_names(spec: DatasetSpec) -> None:
     )
     _refuse(
         "Keys",
-        {spec.entity, spec.scenario} & {*made, CUTOFF},
+        {spec.entity, spec.scenario} & {*made, CUTOFF, RECENTLY_ACTIVE},
         "as columns of a forecast are; rename them in the tables and here",
     )
     for key, columns in (

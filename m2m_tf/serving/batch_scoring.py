@@ -1,6 +1,7 @@
 """Forecasts for every entity in every scenario, from tables.
 
-Needs the SavedModel and TensorFlow, but no layer of this library.
+Calls the SavedModel alone, which holds its preprocessing: no layer of this
+library.
 """
 
 import collections
@@ -17,7 +18,7 @@ import polars as pl
 import tensorflow as tf
 from tqdm import tqdm
 
-from m2m_tf import files
+from m2m_tf import __version__, files
 from m2m_tf.config import DatasetSpec, fingerprint
 from m2m_tf.data import panel, schema, windows
 from m2m_tf.export import CONTRACT_FILE, make_contract
@@ -49,6 +50,11 @@ class ScoringSummary:
         unknown: Categorical input → number of forecasts whose value the model
             has not seen in training, or is empty. They are forecast as
             unknown ones.
+        inactive: Number of forecasts for an entity in a scenario without the
+            spec's `activity` in the lookback, such as no sample of training
+            or of the test was.
+        days_without_rows: Last days up to the cutoff of which the panel has
+            no row, and which so count as zeros.
 
     Example:
 
@@ -58,15 +64,28 @@ class ScoringSummary:
 
     forecasts: int
     unknown: dict[str, int]
+    inactive: int = 0
+    days_without_rows: int = 0
 
     def __str__(self):
-        text = f"{self.forecasts:,} forecasts"
+        notes = []
         if self.unknown:
             parts = [f"{name} in {n:,}" for name, n in self.unknown.items()]
-            text += (
-                f" (value empty or not seen in training: {', '.join(parts)})"
+            notes.append(
+                f"value empty or not seen in training: {', '.join(parts)}"
             )
-        return text
+        if self.inactive:
+            notes.append(
+                f"{self.inactive:,} without activity in the lookback, of which "
+                "nothing was learned"
+            )
+        if self.days_without_rows:
+            notes.append(
+                f"mind: no row is of the last {self.days_without_rows} days, "
+                "which count as zeros"
+            )
+        told = f" ({'; '.join(notes)})" if notes else ""
+        return f"{self.forecasts:,} forecasts{told}"
 
 
 def score_tables(
@@ -88,8 +107,10 @@ def score_tables(
         output: Parquet file to write (`.parquet`), or a folder of parts:
             entity, scenario, cutoff and, for each task, the mean forecast of
             the next days; median and bounds of the 80 % interval too, if
-            the model gives them. An interrupted scoring into a folder is
-            gone on with by the same call.
+            the model gives them. `recently_active`, with an `activity` in
+            the spec, tells whether there was any in the lookback. An
+            interrupted scoring into a folder is gone on with by the same
+            call.
         chunk_rows: Panel rows held at a time, about.
 
     Returns:
@@ -105,7 +126,7 @@ def score_tables(
 
     >>> spec = DatasetSpec.load("spec.yaml")
     >>> score_tables("saved_models/clinics", spec, spec.end, "week.parquet")
-    ScoringSummary(forecasts=36, unknown={})
+    ScoringSummary(forecasts=36, unknown={}, inactive=8, days_without_rows=0)
     """
     output = pathlib.Path(output)
     _check_output(output, spec)
@@ -138,7 +159,8 @@ def score_tables(
     grids = panel.Grids(spec, chunk_rows, scratch=output.parent)
     scoring = _Scoring(version, spec, cutoff, vocabularies, grids)
     if output.suffix != ".parquet":
-        return scoring.write_parts(output)
+        summary = scoring.write_parts(output)
+        return dataclasses.replace(summary, days_without_rows=days_without_rows)
     with files.replacing(output) as temporary:
         files.remove_abandoned(output.parent, output.name + _PARTS_ENDING)
         parts = temporary.with_name(temporary.name + _PARTS_ENDING)
@@ -150,7 +172,7 @@ def score_tables(
         finally:
             if parts.exists():
                 shutil.rmtree(parts)
-    return summary
+    return dataclasses.replace(summary, days_without_rows=days_without_rows)
 
 
 def _check_output(output, spec):
@@ -189,8 +211,15 @@ class _Scoring:
         self._vocabularies = vocabularies
         self._grids = grids
         # It lives as long as its signature is used.
-        self._model = tf.saved_model.load(str(version))
-        self._predict = self._model.signatures[PREDICT]
+        try:
+            self._model = tf.saved_model.load(str(version))
+            self._predict = self._model.signatures[PREDICT]
+        # What a damaged file raises is TensorFlow's: of any kind.
+        except Exception as error:
+            raise ContractError(
+                f"{version}: cannot be loaded, as after a copy that broke off. "
+                f"Copy it again. Received: {error}"
+            ) from error
 
     def write_parts(self, folder):
         """Writes what the folder lacks; returns the summary of all of it."""
@@ -215,11 +244,15 @@ class _Scoring:
             for chunk in missing:
                 batches = iter(cut.__next__, _END_OF_CHUNK)
                 table, unknown = self._score(batches, bar)
+                inactive = 0
+                if schema.RECENTLY_ACTIVE in table.columns:
+                    inactive = int((~table[schema.RECENTLY_ACTIVE]).sum())
                 with files.replacing(_part(folder, chunk)) as temporary:
                     table.write_parquet(temporary)
                 state["parts"][str(chunk)] = {
                     "forecasts": len(table),
                     "unknown": unknown,
+                    "inactive": inactive,
                 }
                 files.write_json(folder / _STATE_FILE, state)
         parts = state["parts"].values()
@@ -230,6 +263,7 @@ class _Scoring:
         return ScoringSummary(
             sum(part["forecasts"] for part in parts),
             {name: count for name, count in totals.items() if count},
+            sum(part["inactive"] for part in parts),
         )
 
     def _state_of(self, folder):
@@ -263,6 +297,7 @@ class _Scoring:
         ]
         model = [path for path in self._version.rglob("*") if path.is_file()]
         return fingerprint(
+            __version__,
             spec,
             self._cutoff.isoformat(),
             self._grids.num_chunks,
@@ -295,21 +330,31 @@ class _Scoring:
             self._predict.structured_outputs, spec.task_names
         )
         told = {name: [] for name in outputs}
-        grids = []
+        grids, active = [], []
         for grid, rows in batches:
             answer = self._predict(**{name: rows[name] for name in names})
             for name in outputs:
                 told[name].append(answer[name].numpy()[:, 0])
             grids.append(grid)
+            past = {
+                key: rows[key].numpy()
+                for key in (*schema.past_sequences(spec), schema.CUTOFF)
+            }
+            active.append(windows.active_within(spec, past, spec.lookback))
             bar.update(len(told[outputs[0]][-1]))
         ids = _strings(grids, schema.ENTITY).to_frame(spec.entity)
         scenarios = _strings(grids, schema.SCENARIO).to_frame(spec.scenario)
         table = ids.join(
             scenarios, how="cross", maintain_order="left_right"
         ).with_columns(
-            pl.lit(self._cutoff).alias("cutoff"),
+            pl.lit(self._cutoff).alias(schema.CUTOFF),
+            *(
+                [pl.Series(schema.RECENTLY_ACTIVE, _joined(active), pl.Boolean)]
+                if spec.activity
+                else []
+            ),
             *[
-                pl.Series(name, np.concatenate(told[name] or [[]]), pl.Float32)
+                pl.Series(name, _joined(told[name]), pl.Float32)
                 for name in outputs
             ],
         )
@@ -320,6 +365,10 @@ class _Scoring:
             count = int((~values.is_in(known)).sum())
             unknown[name] = count * len(table) // max(len(values), 1)
         return table, unknown
+
+
+def _joined(parts):
+    return np.concatenate(parts or [[]])
 
 
 def _part(folder, chunk):
@@ -365,7 +414,13 @@ def _check_contract(version, spec):
             f"{version}: has no {CONTRACT_FILE}. Export the model again with "
             "`m2m-tf export`."
         )
-    theirs = json.loads(path.read_text(encoding="utf-8"))
+    try:
+        theirs = dict(files.read_json(path))
+    except (TypeError, ValueError) as error:
+        raise ContractError(
+            f"{path}: is no JSON object, as after a copy that broke off. Copy "
+            f"the version again. Received: {error}."
+        ) from error
     ours = json.loads(json.dumps(make_contract(spec)))
     differing = [key for key in ours if ours[key] != theirs.get(key)]
     if differing:

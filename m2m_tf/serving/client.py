@@ -1,6 +1,5 @@
 """Asks TF Serving, or the local server, for forecasts: tables in, table out."""
 
-import base64
 import datetime as dt
 import json
 import time
@@ -27,9 +26,13 @@ except ModuleNotFoundError as missing:
     ) from missing
 
 from m2m_tf.data import schema
-from m2m_tf.signatures import PREDICT, default_value
+from m2m_tf.signatures import (
+    PREDICT,
+    SIGNATURE_DEF,
+    default_value,
+    json_text,
+)
 
-_SIGNATURE_DEF = "signature_def"
 ROWS_PER_REQUEST = 1024
 _FIRST_WAIT = 0.1
 
@@ -140,7 +143,31 @@ class Client:
         """
         deadline = time.monotonic() + self._seconds
         columns = _columns(rows)
+        known = self._specs
+        try:
+            return self._asked(columns, signature, deadline)
+        except RequestError:
+            # A version that was published since may take other inputs.
+            self._specs = None
+            if known is None:
+                raise
+            if known.get(signature) == self._inputs(signature, deadline):
+                raise
+        return self._asked(columns, signature, deadline)
+
+    def _asked(self, columns, signature, deadline):
         specs = self._inputs(signature, deadline)
+        if unknown := sorted(set(columns) - set(specs)):
+            raise RequestError(
+                f"{unknown} are not inputs of {signature!r}, which takes "
+                f"{sorted(specs)}."
+            )
+        for name, values in columns.items():
+            if isinstance(values, str | bytes):
+                raise RequestError(
+                    f"{name!r} must hold a value for each row. Received: "
+                    f"{values[:50]!r}."
+                )
         counts = {name: len(values) for name, values in columns.items()}
         count = next(iter(counts.values()), 0)
         if not count:
@@ -152,12 +179,6 @@ class Client:
         arrays = {
             name: _array(name, columns, spec, count, specs)
             for name, spec in specs.items()
-        }
-        # What the signature does not know is the server's to refuse.
-        arrays |= {
-            name: np.asarray(values)
-            for name, values in columns.items()
-            if name not in specs
         }
         parts = []
         for first in range(0, count, ROWS_PER_REQUEST):
@@ -208,7 +229,7 @@ class _Rest:
 
     def signatures(self, seconds):
         told = self._ask("GET", f"{self._path}/metadata", None, seconds)
-        found = _told(told, "metadata", _SIGNATURE_DEF, _SIGNATURE_DEF)
+        found = _told(told, "metadata", SIGNATURE_DEF, SIGNATURE_DEF)
         return {
             signature: {
                 name: tf.TensorSpec(
@@ -291,10 +312,10 @@ class _Grpc:
 
     def signatures(self, seconds):
         request = get_model_metadata_pb2.GetModelMetadataRequest()
-        request.metadata_field.append(_SIGNATURE_DEF)
+        request.metadata_field.append(SIGNATURE_DEF)
         told = self._ask(self._stub.GetModelMetadata, request, seconds)
         found = get_model_metadata_pb2.SignatureDefMap()
-        told.metadata[_SIGNATURE_DEF].Unpack(found)
+        told.metadata[SIGNATURE_DEF].Unpack(found)
         return {
             signature: {
                 name: tf.TensorSpec(
@@ -390,8 +411,8 @@ def _array(name, columns, spec, count, specs):
         return np.array(values, spec.dtype.as_numpy_dtype)
     except (TypeError, ValueError, AttributeError) as error:
         raise RequestError(
-            f"{name!r} must be {spec.dtype.name} of shape [rows, "
-            f"{', '.join(map(str, shape))}]: {error}"
+            f"{name!r} must be {spec.dtype.name} of shape "
+            f"[{', '.join(map(str, ['rows', *shape]))}]: {error}"
         ) from error
 
 
@@ -399,7 +420,11 @@ def _whole_numbers(values, dtype):
     """Integers, or dates as days since 1970-01-01, as `cutoff` counts them."""
     values = np.asarray(values)
     dates = values.ravel().tolist() if values.dtype == object else ()
-    if values.dtype.kind == "M" or isinstance(next(iter(dates), 0), dt.date):
+    if any(getattr(date, "tzinfo", None) for date in dates):
+        raise ValueError("instants in a time zone are no days; give its dates")
+    if values.dtype.kind == "M" or any(isinstance(x, dt.date) for x in dates):
+        if None in dates:
+            raise ValueError("a date is missing")
         days = values.astype("datetime64[D]")
         if np.isnat(days).any():
             raise ValueError("a date is missing")
@@ -424,21 +449,12 @@ def _default(name, shape, spec, count, specs):
 
 def _json(values):
     if values.dtype.kind in "SOU":
-        flat = [_json_text(value) for value in values.ravel().tolist()]
+        flat = [json_text(value) for value in values.ravel().tolist()]
         return _nested(flat, values.shape)
     if values.dtype.kind == "f" and not np.isfinite(values).all():
         # TF Serving reads the word NaN, which orjson does not write.
         return orjson.Fragment(json.dumps(values.tolist()))
     return np.ascontiguousarray(values)
-
-
-def _json_text(value):
-    if not isinstance(value, bytes):
-        return value
-    try:
-        return value.decode()
-    except UnicodeDecodeError:
-        return {"b64": base64.b64encode(value).decode()}
 
 
 def _nested(flat, shape):

@@ -22,6 +22,7 @@ from m2m_tf.serving.model_store import (
     ModelStore,
     NotFound,
     State,
+    UnknownSignature,
     shown,
 )
 from m2m_tf.serving.monitoring import observed
@@ -29,10 +30,10 @@ from m2m_tf.signatures import (
     REGRESS_INPUT,
     REGRESS_OUTPUT,
     SERVING_DEFAULT,
+    SIGNATURE_DEF,
 )
 
 log = logging.getLogger(__name__)
-_SIGNATURE_DEF = "signature_def"
 
 
 def add_services(server: grpc.Server, store: ModelStore) -> None:
@@ -87,6 +88,11 @@ def _method(function):
                         f"here; {self.store.name!r} is."
                     )
                 return function(self, request)
+            except UnknownSignature as error:
+                # As TF Serving has it, whose other calls say otherwise.
+                code, text = grpc.StatusCode.INVALID_ARGUMENT, shown(error)
+                if function.__name__ == "Predict":
+                    code = grpc.StatusCode.FAILED_PRECONDITION
             except InvalidRequest as error:
                 code, text = grpc.StatusCode.INVALID_ARGUMENT, shown(error)
             except NotFound as error:
@@ -128,12 +134,22 @@ class _PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
     @_method
     def Regress(self, request):
         model, signature = self._asked(request.model_spec)
-        if request.input.WhichOneof("kind") != "example_list":
-            raise InvalidRequest("`input` must hold an `example_list`.")
-        examples = [
-            example.SerializeToString()
-            for example in request.input.example_list.examples
-        ]
+        given = request.input.WhichOneof("kind")
+        if given is None:
+            raise InvalidRequest(
+                "`input` must hold an `example_list`, or one with a context."
+            )
+        listed = getattr(request.input, given)
+        examples = []
+        for example in listed.examples:
+            if given == "example_list_with_context":
+                # Of a feature in both the example's counts.
+                merged = tf.train.Example()
+                merged.CopyFrom(listed.context)
+                for name, feature in example.features.feature.items():
+                    merged.features.feature[name].CopyFrom(feature)
+                example = merged
+            examples.append(example.SerializeToString())
         values = regress(model, signature, examples)
         response = regression_pb2.RegressionResponse()
         for value in values:
@@ -144,14 +160,18 @@ class _PredictionService(prediction_service_pb2_grpc.PredictionServiceServicer):
     @_method
     def GetModelMetadata(self, request):
         model, _ = self._asked(request.model_spec)
+        if not request.metadata_field:
+            raise InvalidRequest(
+                f"`metadata_field` must hold {SIGNATURE_DEF!r}. It is empty."
+            )
         for field in request.metadata_field:
-            if field != _SIGNATURE_DEF:
+            if field != SIGNATURE_DEF:
                 raise InvalidRequest(
-                    f"`metadata_field` must be {_SIGNATURE_DEF!r}. "
+                    f"`metadata_field` must be {SIGNATURE_DEF!r}. "
                     f"Received: {field!r}."
                 )
         response = get_model_metadata_pb2.GetModelMetadataResponse()
-        response.metadata[_SIGNATURE_DEF].Pack(signature_map(model))
+        response.metadata[SIGNATURE_DEF].Pack(signature_map(model))
         _tell_spec(response, self.store, model)
         return response
 

@@ -29,6 +29,7 @@ _MOST_TOLD = 1000
 _PLACES = ("Graph execution error", "Detected", "<stack traces unavailable>")
 # Newest versions that answer, as deploy/models.config has it.
 NUM_VERSIONS = 2
+_SECONDS_BETWEEN_LOOKS = 1.0
 # Seconds until a version that could not be loaded is tried again: it may still
 # be copied. The time doubles with each try.
 _FIRST_RETRY, _LAST_RETRY = 1.0, 60.0
@@ -38,8 +39,12 @@ class InvalidRequest(ValueError):
     """A request that cannot be answered because of what it asks."""
 
 
+class UnknownSignature(InvalidRequest):
+    """A request of a signature that the model has not."""
+
+
 class NotFound(LookupError):
-    """A model, version or signature that is not there."""
+    """A model or version that is not there."""
 
 
 def shown(error: Exception) -> str:
@@ -72,21 +77,18 @@ class LoadedModel:
             name: dict(function.structured_input_signature[1])
             for name, function in self._signatures.items()
         }
-        contract = folder / CONTRACT_FILE
-        self.methods = {}
+        # Without it the folder is still being copied.
+        contract = files.read_json(folder / CONTRACT_FILE)
+        self.methods = {
+            name: signature["method"]
+            for name, signature in contract["signatures"].items()
+        }
         # Inputs in which NaN stands for a value that is not known.
-        self._may_be_missing = set()
-        if contract.exists():
-            values = files.read_json(contract)
-            self.methods = {
-                name: signature["method"]
-                for name, signature in values["signatures"].items()
-            }
-            self._may_be_missing = {
-                name
-                for name, tensor in values["inputs"].items()
-                if "default" in tensor and tensor["default"] is None
-            }
+        self._may_be_missing = {
+            name
+            for name, tensor in contract["inputs"].items()
+            if "default" in tensor and tensor["default"] is None
+        }
         self._warm_up(folder / WARMUP_FILE)
 
     @property
@@ -117,7 +119,7 @@ class LoadedModel:
 
         Raises:
             InvalidRequest: If the inputs do not fit; the field is named.
-            NotFound: If there is no such signature.
+            UnknownSignature: If there is no such signature.
         """
         specs = self.inputs(signature)
         missing, extra = (
@@ -187,7 +189,7 @@ class LoadedModel:
 
     def _signature(self, name):
         if name not in self._signatures:
-            raise NotFound(
+            raise UnknownSignature(
                 f"Signature {name!r} is not one of {self.signature_names}."
             )
         return self._signatures[name]
@@ -262,14 +264,12 @@ class ModelStore:
         name: Name that the model is asked by.
         folder: Folder of its versions.
         max_rows: Most rows of one request.
-        every: Seconds between two looks at the folder.
     """
 
-    def __init__(self, name, folder, max_rows=MAX_ROWS, every=1.0):
+    def __init__(self, name, folder, max_rows=MAX_ROWS):
         self.name = name
         self.folder = pathlib.Path(folder)
         self._max_rows = max_rows
-        self._every = every
         self._loaded: dict[int, LoadedModel] = {}
         self._status: dict[int, VersionStatus] = {}
         self._stopped = threading.Event()
@@ -377,7 +377,7 @@ class ModelStore:
 
     def _watch(self):
         told = None
-        while not self._stopped.wait(self._every):
+        while not self._stopped.wait(_SECONDS_BETWEEN_LOOKS):
             try:
                 self.refresh()
                 told = None

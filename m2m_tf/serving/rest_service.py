@@ -28,7 +28,7 @@ from m2m_tf.serving.model_store import (
     shown,
 )
 from m2m_tf.serving.monitoring import observed
-from m2m_tf.signatures import SERVING_DEFAULT, serialize_example
+from m2m_tf.signatures import SERVING_DEFAULT, json_text, serialize_example
 
 log = logging.getLogger(__name__)
 METRICS_PATH = "/monitoring/prometheus/metrics"
@@ -325,15 +325,8 @@ def _feature(index, name, value):
 def _shown(values):
     """What JSON can hold: numbers stay the array that they are."""
     if values.dtype == object:
-        return np.vectorize(_shown_text, otypes=[object])(values).tolist()
+        return np.vectorize(json_text, otypes=[object])(values).tolist()
     return np.ascontiguousarray(values)
-
-
-def _shown_text(value):
-    try:
-        return value.decode()
-    except UnicodeDecodeError:
-        return {"b64": base64.b64encode(value).decode()}
 
 
 def _unwrapped(outputs):

@@ -1,6 +1,7 @@
 import dataclasses
 import datetime
 import pathlib
+import shutil
 import signal
 import subprocess
 import sys
@@ -13,6 +14,7 @@ from tables import write_clinic_tables
 from m2m_tf import training
 from m2m_tf.config import DatasetSpec
 from m2m_tf.data import panel, windows
+from m2m_tf.export import CONTRACT_FILE
 from m2m_tf.serving import batch_scoring
 
 
@@ -31,6 +33,7 @@ def test_every_pair_is_scored_once(exported, clinic_spec, tmp_path):
         "clinic",
         "visit_kind",
         "cutoff",
+        "recently_active",
         *(t + part for t in ("visits", "fees", "open") for part in parts),
     ]
     assert table.height == 12 * 3
@@ -98,11 +101,21 @@ def test_unknown_entities_scenarios_and_categories_are_scored(
     # 13 in the new kind of visit; 4 of the clinic that has no profile.
     assert summary.unknown["scenario"] == 13
     assert summary.unknown["profile_town"] == 4
+    lookback = datetime.timedelta(spec.lookback)
+    active = pl.read_parquet(spec.panel).filter(
+        pl.col("visits") > 0, pl.col("day") > spec.end - lookback
+    )
+    active = active.select("clinic", "visit_kind").unique()
+    # No old clinic was phoned, and the new one does nothing else.
+    assert summary.inactive == 13 * 4 - len(active) >= 12 + 3
+    assert f"{summary.inactive} without activity" in str(summary)
     assert str(summary).startswith(
         "52 forecasts (value empty or not seen in training"
     )
     table = pl.read_parquet(output)
     assert table.height == 13 * 4
+    told = table.filter("recently_active").select("clinic", "visit_kind")
+    assert told.sort(pl.all()).equals(active.sort(pl.all()))
     new = table.filter(pl.col("clinic") == "clinic_new")
     assert set(new["visit_kind"]) == {"walk_in", "booked", "video", "phone"}
     assert np.isfinite(new["visits"].to_numpy()).all()
@@ -279,6 +292,34 @@ def test_bad_rows_are_refused_and_nothing_is_left(exported, tmp_path):
     with pytest.raises(panel.DataValidationError, match="more than one row"):
         score(exported, spec, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["t"]
+
+
+@pytest.mark.parametrize(
+    "file, content",
+    [
+        (CONTRACT_FILE, b"["),
+        (CONTRACT_FILE, b"[1]"),
+        ("variables/variables.data-00000-of-00001", b""),
+    ],
+)
+def test_a_damaged_model_is_named(
+    exported, clinic_spec, tmp_path, file, content
+):
+    version = shutil.copytree(exported / "1", tmp_path / "7")
+    (version / file).write_bytes(content)
+    with pytest.raises(batch_scoring.ContractError, match="/7.* broke off"):
+        score(version, clinic_spec, tmp_path)
+
+
+def test_days_without_rows_are_told(exported, tmp_path):
+    spec = DatasetSpec.load(write_clinic_tables(tmp_path))
+    frame = pl.read_parquet(spec.panel)
+    late = spec.end - datetime.timedelta(3)
+    frame.filter(pl.col("day") <= late).write_parquet(spec.panel)
+    summary = batch_scoring.score_tables(
+        exported, spec, spec.end, tmp_path / "out.parquet"
+    )
+    assert "no row is of the last 3 days" in str(summary)
 
 
 def test_folder_without_a_model(clinic_spec, tmp_path):

@@ -6,6 +6,7 @@ import time
 import numpy as np
 import polars as pl
 import pytest
+import tensorflow as tf
 from local_server import NAME, ROWS, running
 
 from m2m_tf.serving.client import Client, RequestError, ServerUnavailable
@@ -134,6 +135,22 @@ def test_dates_are_told_as_days(client, raw, unit):
     assert client.predict(given | {"cutoff": days.tolist()}).equals(expected)
 
 
+def test_what_a_new_version_takes_is_learned_anew(client, raw, expected):
+    # As if the client had been made before the version that answers.
+    specs = client.inputs("predict")
+    for column, spec in (
+        ("town_2", specs["cutoff"]),
+        ("known_future", tf.TensorSpec((None, 3, 1), "float32")),
+    ):
+        client._specs = {"predict": specs | {column: spec}}
+        short = {k: x for k, x in columns(raw).items() if k != column}
+        if "known_future" in column:
+            told = client.predict(short)
+            assert told.columns == sorted(expected)
+        else:
+            check(client.predict(short), expected)
+
+
 def test_unknown_names_are_refused_at_once(server, client, raw):
     with pytest.raises(RequestError, match="one of .*predict"):
         client.predict(columns(raw), "guess")
@@ -223,7 +240,7 @@ def test_all_requests_of_a_call_have_one_deadline(client, raw, monkeypatch):
 
 
 def test_examples_are_asked_for_by_name(client):
-    with pytest.raises(RequestError, match="'examples' is missing"):
+    with pytest.raises(RequestError, match="takes .'examples'"):
         client.predict({"scenario": ["walk_in"]}, "serving_default")
 
 

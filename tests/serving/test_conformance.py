@@ -28,7 +28,6 @@ from local_server import (
     plain,
     predict_request,
 )
-from tables import example_of
 from tensorflow_serving.apis import (
     get_model_metadata_pb2,
     get_model_status_pb2,
@@ -39,6 +38,7 @@ from m2m_tf import files
 from m2m_tf.export import CONTRACT_FILE, draw_rows
 from m2m_tf.serving.client import ROWS_PER_REQUEST, Client, RequestError
 from m2m_tf.serving.model_store import LoadedModel
+from m2m_tf.signatures import serialize_example
 from m2m_tf.versions import latest_version
 
 
@@ -77,7 +77,7 @@ class Target:
     @property
     def examples(self):
         return [
-            example_of({name: x[row] for name, x in self.rows.items()})
+            serialize_example({name: x[row] for name, x in self.rows.items()})
             for row in range(ROWS)
         ]
 
@@ -297,6 +297,21 @@ def test_malformed_grpc_is_the_caller_s_fault(target, name):
         target.server.predictions.Predict(request, timeout=60)
     assert error.value.code() == grpc.StatusCode.INVALID_ARGUMENT
     test_grpc_predict(target)
+
+
+def test_a_signature_that_is_not_there_is_a_bad_request(target):
+    body = {"signature_name": "guess", "instances": [1]}
+    assert target.post(body).status_code == 400
+    request = target.request()
+    request.model_spec.signature_name = "guess"
+    with pytest.raises(grpc.RpcError) as error:
+        target.server.predictions.Predict(request, timeout=60)
+    assert error.value.code() == grpc.StatusCode.FAILED_PRECONDITION
+    asked = get_model_metadata_pb2.GetModelMetadataRequest()
+    asked.model_spec.name = target.name
+    with pytest.raises(grpc.RpcError) as error:
+        target.server.predictions.GetModelMetadata(asked, timeout=60)
+    assert error.value.code() == grpc.StatusCode.INVALID_ARGUMENT
 
 
 def test_what_is_not_there_is_not_found(target):

@@ -33,6 +33,13 @@ def add(store, version, whole=True):
         (folder / "whole").touch()
 
 
+def test_numbers_beyond_tf_serving_s_are_no_versions(store):
+    add(store, 1)
+    add(store, 2**63)
+    store.refresh()
+    assert states(store).keys() == {1}
+
+
 def states(store):
     return {version: x.state for version, x in store.status().items()}
 

@@ -123,7 +123,7 @@ MALFORMED = {
     "no example": (lambda raw: {"instances": [{"b64": "AAAA"}]}, 400, "xample"),
     "unknown signature": (
         lambda raw: {"signature_name": "guess", "instances": [1]},
-        404,
+        400,
         "guess",
     ),
     "many rows": (
