@@ -19,7 +19,11 @@ METRIC_NAMES = tuple(METRIC_TITLES)
 _MEAN_METRICS = ("nmae", "poisson_deviance")
 # How far from its level the coverage of an interval may be.
 _COVERAGE_TOLERANCE = 0.03
-# Names of the model's forecasts, and what marks a forecast of medians.
+# How far the sum of all forecasts may be from that of the labels.
+_BIAS_TOLERANCE = 0.1
+# Scores that are no further apart are level.
+_LEVEL = 1.01
+# What marks a forecast of medians.
 MEDIAN_SUFFIX = "_median"
 
 
@@ -32,9 +36,8 @@ def evaluate_forecasts(
 ) -> dict[str, dict]:
     """Scores each forecast per (task, scenario) and over all of these cells.
 
-    The model's entries are called `"m2m"` (means) and `"m2m_median"`. A name
-    that ends in `"_median"` has no Poisson deviance (None): medians of 0
-    would be scored by the clip of `metrics.MIN_RATE` alone. So are naive
+    A name that ends in `"_median"` has no Poisson deviance (None): medians of
+    0 would be scored by the clip of `metrics.MIN_RATE` alone. So are naive
     forecasts of 0 where something happened; they keep their deviance, to be
     read with that in mind.
 
@@ -51,7 +54,8 @@ def evaluate_forecasts(
         - `"overall"`: `nmae`, `smape` and `poisson_deviance`, each the
           unweighted mean over the cells that have a value;
         - `"cells"`: a list of dicts of `task`, `scenario`, `n`,
-          `zero_share` and `mean_label` of the labels, and the three metrics.
+          `zero_share` and `mean_label` of the labels, `mean_forecast`, and
+          the three metrics.
           Cells without samples are left out.
 
         None stands for a value that does not exist, such as the NMAE of
@@ -98,7 +102,9 @@ def evaluate_forecasts(
         result[name] = {
             "overall": {m: _mean(scores[m]) for m in METRIC_NAMES},
             "cells": [
-                facts | {m: _number(scores[m][cell]) for m in METRIC_NAMES}
+                facts
+                | {"mean_forecast": _cell_mean(forecast, scenario, *cell)}
+                | {m: _number(scores[m][cell]) for m in METRIC_NAMES}
                 for cell, facts in labels.items()
             ],
         }
@@ -201,7 +207,8 @@ def find_concerns(
         A sentence for each overall score (NMAE, Poisson deviance) and each
         other mean forecast that is better; one if slices (task × scenario)
         are worse than a naive forecast; and one if the interval's coverage
-        is more than 0.03 from its level.
+        is more than 0.03 from its level. Scores within 1 % are level. One
+        for the tasks whose forecasts sum up to 10 % more or less than came.
 
     Example:
 
@@ -223,12 +230,14 @@ def find_concerns(
             other = scores["overall"][metric]
             if name == model or name.endswith(MEDIAN_SUFFIX):
                 continue
-            if ours is not None and other and ours > other:
+            if ours is not None and other and ours > _LEVEL * other:
                 concerns.append(
                     f"{METRIC_TITLES[metric]} of {model} is "
                     f"{ours / other - 1:.0%} above {name}'s "
                     f"({ours:.3f} against {other:.3f})."
                 )
+    if sums := _biased_sums(result[model]["cells"]):
+        concerns.append(f"Mean forecasts of {model} sum up to {sums}.")
     if slices := _slices_behind(result, model):
         concerns.append(slices)
     if interval is not None:
@@ -240,6 +249,22 @@ def find_concerns(
                 f"interval: it is too {width}."
             )
     return concerns
+
+
+def _biased_sums(cells):
+    """Which tasks' sums over all samples are far from what came, and how."""
+    sums = {}
+    for cell in cells:
+        told, came = sums.get(cell["task"], (0.0, 0.0))
+        sums[cell["task"]] = (
+            told + cell["n"] * cell["mean_forecast"],
+            came + cell["n"] * cell["mean_label"],
+        )
+    return ", ".join(
+        f"{told / came:.0%} of all {task}"
+        for task, (told, came) in sums.items()
+        if came and abs(told / came - 1) > _BIAS_TOLERANCE
+    )
 
 
 def _slices_behind(result, model):
@@ -303,7 +328,8 @@ def format_table(result: Mapping[str, dict], cells_of: str | None = None):
             f"Received: cells_of={cells_of!r}"
         )
     rows = [
-        ["task", "scenario", "n", "zeros", "mean", "NMAE", "SMAPE", "deviance"]
+        ["task", "scenario", "n", "zeros", "mean", "forecast"]
+        + ["NMAE", "SMAPE", "deviance"]
     ]
     for cell in result[cells_of]["cells"]:
         rows.append(
@@ -313,6 +339,7 @@ def format_table(result: Mapping[str, dict], cells_of: str | None = None):
                 f"{cell['n']:,}",
                 f"{cell['zero_share']:.0%}",
                 f"{cell['mean_label']:.3g}",
+                f"{cell['mean_forecast']:.3g}",
                 *_metric_texts(cell),
             ]
         )
@@ -334,6 +361,10 @@ def _label_cells(y_true, scenario, task_names, scenario_names):
                     "mean_label": float(labels.mean()),
                 }
     return cells
+
+
+def _cell_mean(forecast, scenario, task, index):
+    return float(np.asarray(forecast)[scenario == index, task].mean())
 
 
 def _mean(values):

@@ -23,6 +23,12 @@ from m2m_tf.forecast import (
 from m2m_tf.models import ForecastModel, explanation
 from m2m_tf.models.m2m import EXPERT_ATTENTION
 
+METRICS_FILE = "metrics.json"
+_FORECASTS_FILE = "test_forecasts.parquet"
+_PLOTS_FOLDER = "plots"
+_REPORT_FILE = "report.html"
+# What `evaluate_run` leaves in a run's folder.
+OUTPUTS = (METRICS_FILE, _FORECASTS_FILE, _PLOTS_FOLDER, _REPORT_FILE)
 _BATCH = 1024
 
 
@@ -33,6 +39,7 @@ class SplitForecasts:
     Args:
         entity: Entity ids `[N]`.
         scenario: Scenario indices `[N]`, 0 for unknown ones.
+        scenario_id: Scenario ids `[N]`, as the tables have them.
         cutoff: Days since 1970-01-01 `[N]`.
         y_true: Labels `[N, T]`.
         forecasts: Forecast name → `[N, T]`.
@@ -51,6 +58,7 @@ class SplitForecasts:
 
     entity: np.ndarray
     scenario: np.ndarray
+    scenario_id: np.ndarray
     cutoff: np.ndarray
     y_true: np.ndarray
     forecasts: dict[str, np.ndarray]
@@ -107,6 +115,7 @@ def forecast_split(
             )
         counts += one_hot.sum(0)
         outputs["entity"] = schema.as_text(raw[schema.ENTITY])
+        outputs["scenario_id"] = schema.as_text(raw[schema.SCENARIO])
         outputs["cutoff"] = raw[schema.CUTOFF]
         outputs["y_true"] = raw[windows.LABELS]
         parts.append(outputs)
@@ -125,8 +134,7 @@ def forecast_split(
             for name in ("lower", "upper", "below", "up_to")
         }
     else:
-        binary = np.array([task.kind == "binary" for task in spec.tasks])
-        median = np.where(binary, mean > 0.5, poisson_median(mean))
+        median = np.where(spec.is_binary, mean > 0.5, poisson_median(mean))
         intervals = None
     forecasts = {model.name: mean, model.name + MEDIAN_SUFFIX: median}
     return SplitForecasts(
@@ -272,29 +280,28 @@ def evaluate_run(
         scores, model.name, metrics.get("interval")
     ):
         print(f"mind: {concern}")
-    with files.replacing(folder / "test_forecasts.parquet") as path:
+    with files.replacing(folder / _FORECASTS_FILE) as path:
         _forecast_table(data, test).write_parquet(path)
     figures = _write_plots(
-        data, test, model.name, scores, history, folder / "plots"
+        data, test, model.name, scores, history, folder / _PLOTS_FOLDER
     )
     _write_report(data, model.name, metrics, figures, history, config, folder)
-    files.write_json(folder / "metrics.json", metrics)
+    files.write_json(folder / METRICS_FILE, metrics)
     return metrics
 
 
 def _forecast_table(data, test):
-    names = np.array(data.preprocessor.scenario_names)
     columns = {
         data.spec.entity: test.entity,
-        data.spec.scenario: names[test.scenario],
-        "cutoff": pl.Series(test.cutoff.astype("int32")).cast(pl.Date),
+        data.spec.scenario: test.scenario_id,
+        schema.CUTOFF: pl.from_epoch(pl.Series(test.cutoff), "d"),
     }
     for index, task in enumerate(data.spec.task_names):
         columns[f"{task}_actual"] = test.y_true[:, index]
         for name, values in test.forecasts.items():
             columns[f"{task}_{name}"] = values[:, index].astype("float32")
-        for name in ("lower", "upper") if test.intervals else ():
-            columns[f"{task}_{name}"] = test.intervals[name][:, index]
+        for name, values in (test.intervals or {}).items():
+            columns[schema.output_name(task, name)] = values[:, index]
     return pl.DataFrame(columns)
 
 
@@ -367,7 +374,7 @@ def _write_report(data, model_name, metrics, figures, history, config, folder):
             "told here is of the model before, which had not seen them"
         )
     report.write_report(
-        folder / "report.html",
+        folder / _REPORT_FILE,
         title=f"{model_name} on {spec.name}",
         summary=summary,
         metrics=metrics["forecasts"],

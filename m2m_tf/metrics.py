@@ -11,6 +11,7 @@ from keras import ops
 # A forecast of exactly 0 has an infinite Poisson deviance where something
 # happened; rates below this are raised to it.
 MIN_RATE = 1e-9
+_LARGEST_RATE = 1e30
 _LEAST_RATIO = float(np.finfo("float32").tiny)
 
 
@@ -198,6 +199,8 @@ class SMAPE(GroupedRatio):
         super().__init__(num_groups, from_log_rate, name, dtype)
 
     def terms(self, y_true, rate):
+        # A log rate may be beyond what has an exponential: the term is then 2.
+        rate = ops.minimum(rate, _LARGEST_RATE)
         size = rate + y_true
         share = ops.abs(rate - y_true) / ops.where(size > 0, size, 1.0)
         return 2.0 * share, ops.ones_like(share)
@@ -431,5 +434,7 @@ def _require_same_size(name, values, other_name, others):
     if size is not None and other is not None and size != other:
         raise ValueError(
             f"`{name}` and `{other_name}` must have as many elements. "
-            f"Received: {name} with {size}, {other_name} with {other}"
+            f"Received: {name} with {size}, {other_name} with {other}. (Of a "
+            "hurdle model's output the first column is the log rate; "
+            "`cell_metrics` takes it.)"
         )

@@ -32,25 +32,19 @@ _DPI = 144
 _LABEL_WIDTH = 12
 # More than these cannot be read, and some hundreds not be drawn.
 _MOST_SCENARIOS = 12
+# Groups of forecasts of equal size, of which means are drawn.
+_NUM_GROUPS = 10
 
 
-def plot_cells(
-    metrics: Mapping[str, dict],
-    path: str | os.PathLike,
-    forecasts: Sequence[str] | None = None,
-) -> None:
+def plot_cells(metrics: Mapping[str, dict], path: str | os.PathLike) -> None:
     """Bars of NMAE and SMAPE per task × scenario (the paper's figure 5).
 
     Of more than 12 scenarios those with the most samples are shown.
 
     Args:
-        metrics: What `evaluation.evaluate_forecasts` returned.
+        metrics: What `evaluation.evaluate_forecasts` returned, of which the
+            first six forecasts are shown.
         path: PNG file to write.
-        forecasts: Names of the forecasts to show, six at most; None shows
-            those of `metrics`, the first six.
-
-    Raises:
-        ValueError: If a name is not in `metrics`, or there are too many.
 
     Example:
 
@@ -60,13 +54,7 @@ def plot_cells(
     ... )
     >>> plot_cells(metrics, "cells.png")
     """
-    names = list(metrics)[:6] if forecasts is None else list(forecasts)
-    unknown = [name for name in names if name not in metrics]
-    if unknown or not 1 <= len(names) <= len(COLOURS):
-        raise ValueError(
-            f"`forecasts` must be one to six of {list(metrics)}. "
-            f"Received: forecasts={names}"
-        )
+    names = list(metrics)[: len(COLOURS)]
     cells = metrics[names[0]]["cells"]
     tasks = _unique(cell["task"] for cell in cells)
     all_scenarios = _unique(cell["scenario"] for cell in cells)
@@ -111,7 +99,6 @@ def plot_calibration(
     rates,
     task_names: Sequence[str],
     path: str | os.PathLike,
-    num_groups: int = 10,
 ) -> None:
     """Mean label against mean forecast, by tenths of the forecast.
 
@@ -124,7 +111,6 @@ def plot_calibration(
         rates: Forecasts of the mean `[N, T]`.
         task_names: Names of the T tasks.
         path: PNG file to write.
-        num_groups: Number of groups of equal size.
 
     Example:
 
@@ -146,7 +132,7 @@ def plot_calibration(
     for axis, task, labels, forecast in zip(
         axes.flat, task_names, y_true.T, rates.T, strict=False
     ):
-        groups = _group_means(labels, forecast, num_groups)
+        groups = _group_means(labels, forecast, _NUM_GROUPS)
         _calibration_axis(axis, *groups)
         axis.set_title(task)
         axis.set_xlabel("mean forecast (the task's unit)")

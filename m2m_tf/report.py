@@ -80,7 +80,6 @@ def write_report(
     figures: Sequence[tuple[str | os.PathLike, str]] = (),
     settings: Mapping[str, object] | None = None,
     interval: Mapping[str, object] | None = None,
-    naive: str = HISTORY_MEAN,
 ) -> None:
     """Writes a self-contained HTML report.
 
@@ -93,13 +92,13 @@ def write_report(
         summary: What → value, shown first (such as dataset, samples, run
             time), in this order.
         metrics: What `evaluation.evaluate_forecasts` returned.
-        model: Name in `metrics` of the forecast whose cells are listed.
+        model: Name in `metrics` of the forecast whose cells are listed,
+            beside those of `"history_mean"` if `metrics` has it.
         figures: PNG files with their captions.
         settings: Settings of the run; nested mappings are shown with dotted
             names.
         interval: What `evaluation.evaluate_intervals` returned, for a model
             that tells intervals.
-        naive: Name of the forecast shown beside it; left out if absent.
 
     Raises:
         ValueError: If `model` is not in `metrics`, or a figure is no PNG.
@@ -123,7 +122,7 @@ def write_report(
         raise ValueError(
             f"`model` must be one of {list(metrics)}. Received: model={model!r}"
         )
-    naive = naive if naive in metrics else None
+    naive = HISTORY_MEAN if HISTORY_MEAN in metrics else None
     environment = jinja2.Environment(
         loader=jinja2.PackageLoader("m2m_tf"),
         autoescape=True,

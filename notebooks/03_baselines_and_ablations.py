@@ -118,7 +118,7 @@ samples = pl.DataFrame(
     {
         "advertiser": told.entity,
         "scenario": names[told.scenario],
-        "cutoff": pl.Series(told.cutoff.astype("int32")).cast(pl.Date),
+        "cutoff": pl.from_epoch(pl.Series(told.cutoff), "d"),
     }
 )
 # `live` opens after the training days: no model knows it by name.

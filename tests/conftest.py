@@ -18,11 +18,17 @@ def clinic_spec(tmp_path_factory):
 
 
 @pytest.fixture(scope="session")
-def clinic_data(clinic_spec, tmp_path_factory):
+def clinic_records(tmp_path_factory):
+    """Folder of the clinics' records, once `clinic_data` has been asked for."""
+    return tmp_path_factory.mktemp("records")
+
+
+@pytest.fixture(scope="session")
+def clinic_data(clinic_spec, clinic_records):
     """The clinic tables as prepared data."""
     from m2m_tf.data.dataset import ForecastData
 
-    return ForecastData.prepare(clinic_spec, tmp_path_factory.mktemp("records"))
+    return ForecastData.prepare(clinic_spec, clinic_records)
 
 
 @pytest.fixture(scope="session")

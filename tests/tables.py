@@ -2,9 +2,7 @@
 
 import datetime
 
-import numpy as np
 import polars as pl
-import tensorflow as tf
 from make_clinics import write_clinic_tables as write_clinic_tables
 
 from m2m_tf.config import ModelSettings, TrainingSettings
@@ -59,22 +57,3 @@ def write_accented_tables(folder, **changes):
         is_csv = path.suffix == ".csv"
         frame.write_csv(path) if is_csv else frame.write_parquet(path)
     return spec_path
-
-
-def example_of(row):
-    """Raw features of one sample as a serialized `tf.Example`."""
-
-    def feature(values):
-        values = np.asarray(values).ravel()
-        if values.dtype.kind in "SO":
-            return tf.train.Feature(
-                bytes_list=tf.train.BytesList(value=list(values))
-            )
-        if values.dtype.kind == "i":
-            return tf.train.Feature(int64_list=tf.train.Int64List(value=values))
-        return tf.train.Feature(float_list=tf.train.FloatList(value=values))
-
-    features = {name: feature(values) for name, values in row.items()}
-    return tf.train.Example(
-        features=tf.train.Features(feature=features)
-    ).SerializeToString()

@@ -43,6 +43,7 @@ def test_cells_hand_computed(result):
     assert [cell["n"] for cell in cells] == [2, 2, 2, 2]
     assert [cell["zero_share"] for cell in cells] == [0.0, 0.5, 0.5, 1.0]
     assert [cell["mean_label"] for cell in cells] == [2.0, 2.0, 5.0, 0.0]
+    assert [cell["mean_forecast"] for cell in cells] == [2.0, 3.0, 3.5, 0.5]
     assert [cell["nmae"] for cell in cells] == [0.5, 0.5, 0.5, None]
     smape = [cell["smape"] for cell in cells]
     np.testing.assert_allclose(
@@ -102,8 +103,9 @@ def test_table(result):
     assert len({len(line) for line in lines}) == 1
     cells = format_table(result, cells_of="m2m").splitlines()[5:]
     assert cells[0] == "m2m"
-    assert cells[2].split()[:6] == ["clicks", "shelf", "2", "0%", "2", "0.500"]
-    assert cells[5].split()[:6] == ["sales", "display", "2", "100%", "0", "-"]
+    told = [line.split()[:7] for line in cells[2:]]
+    assert told[0] == ["clicks", "shelf", "2", "0%", "2", "2", "0.500"]
+    assert told[3] == ["sales", "display", "2", "100%", "0", "0.5", "-"]
 
 
 @pytest.mark.parametrize(
@@ -180,7 +182,9 @@ def test_interval_of_amounts_is_in_or_out():
 
 def test_concerns_are_what_is_better(result):
     # NMAE of m2m is 0.5 in each cell, of all-zero forecasts 1.
-    assert find_concerns(result, "m2m") == []
+    assert find_concerns(result, "m2m") == [
+        "Mean forecasts of m2m sum up to 125% of all clicks, 80% of all sales."
+    ]
     assert find_concerns(result, "last_week")[0] == (
         "NMAE of last_week is 100% above m2m's (1.000 against 0.500)."
     )
@@ -216,7 +220,7 @@ def test_slices_behind_a_naive_forecast_are_a_concern():
 )
 def test_coverage_far_from_its_level_is_a_concern(result, coverage, width):
     interval = {"level": 0.8, "coverage": coverage}
-    told = find_concerns(result, "m2m", interval)
+    told = find_concerns(result, "m2m", interval)[1:]
     if width is None:
         assert told == []
     else:

@@ -133,6 +133,12 @@ def test_log_rates_and_column_vectors(metric_class):
     np.testing.assert_allclose(logs.result(), rates.result(), rtol=1e-5)
 
 
+def test_smape_of_a_log_rate_beyond_all_bounds_is_two():
+    metric = SMAPE(from_log_rate=True)
+    metric.update_state([1.0, 2.0], [100.0, np.log(2.0)])
+    assert float(metric.result()) == pytest.approx(1.0)
+
+
 @pytest.mark.parametrize("metric_class", METRICS)
 def test_weights_repeat_and_mask(metric_class):
     repeated, weighted = metric_class(), metric_class()

@@ -38,8 +38,6 @@ def test_cells(metrics, tmp_path):
     # The global state of pyplot knows nothing of it.
     assert pyplot.get_fignums() == []
     assert [item.name for item in path.parent.iterdir()] == ["cells.png"]
-    plots.plot_cells(metrics, path, forecasts=["last_week"])
-    assert_drawn(path)
 
 
 def test_dollars_of_a_scenario_are_no_formula(samples, tmp_path):
@@ -71,12 +69,6 @@ def test_of_many_scenarios_some_are_drawn(tmp_path):
     plots.plot_expert_attention(scores, TASKS, names, path)
     assert_drawn(path)
     assert max(imread(path).shape) < 2000
-
-
-def test_cells_rejects_unknown_forecast(metrics, tmp_path):
-    with pytest.raises(ValueError, match=r"one to six of .*\['mmoe'\]"):
-        plots.plot_cells(metrics, tmp_path / "cells.png", ["mmoe"])
-    assert not list(tmp_path.iterdir())
 
 
 @pytest.mark.parametrize("case", ["usual", "zeros", "constant", "one_row"])

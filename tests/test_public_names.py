@@ -5,7 +5,6 @@ import sys
 import keras
 import pytest
 
-import m2m_tf
 from m2m_tf import layers, losses, metrics
 
 CLASSES = [
@@ -41,16 +40,6 @@ def test_class_is_registered_and_round_trips(cls):
         keras.saving.serialize_keras_object(one)
     )
     assert type(two) is cls and two.get_config() == one.get_config()
-
-
-@pytest.mark.parametrize(
-    "name",
-    [n for n in dir(m2m_tf) if n[0].isupper() or n in ("m2m", "train")],
-)
-def test_public_name_has_a_docstring(name):
-    value = getattr(m2m_tf, name)
-    if callable(value):
-        assert inspect.getdoc(value)
 
 
 def test_import_leaves_out_what_takes_long():

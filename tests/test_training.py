@@ -15,7 +15,6 @@ import pytest
 from tables import SMALL_MODEL, SMALL_TRAINING
 
 from m2m_tf import config, files, training
-from m2m_tf.data.dataset import ForecastData
 from m2m_tf.evaluation_run import evaluate_run
 from m2m_tf.models import build_model
 from m2m_tf.models.forecast_model import ForecastModel
@@ -51,28 +50,25 @@ training.train(
 """
 
 
-@pytest.fixture(scope="module")
-def prepared(tmp_path_factory):
-    from tables import write_clinic_tables
+@pytest.fixture
+def start(clinic_data, clinic_records):
+    """Function that starts the script to train in a folder."""
+    spec = clinic_data.spec.panel.parent / "spec.yaml"
 
-    from m2m_tf.config import DatasetSpec
-    from m2m_tf.data.dataset import ForecastData
+    def start(folder, pause=0.0):
+        script = SCRIPT.format(
+            paths=[str(TESTS), str(TESTS.parent / "examples")],
+            spec=str(spec),
+            records=str(clinic_records),
+            folder=str(folder),
+            pause=pause,
+        )
+        return _process(script)
 
-    folder = tmp_path_factory.mktemp("resume")
-    spec = write_clinic_tables(folder / "tables")
-    data = ForecastData.prepare(DatasetSpec.load(spec), folder / "records")
-    return spec, folder / "records", data
+    return start
 
 
-def start(prepared, folder, pause=0.0):
-    spec, records, _ = prepared
-    script = SCRIPT.format(
-        paths=[str(TESTS), str(TESTS.parent / "examples")],
-        spec=str(spec),
-        records=str(records),
-        folder=str(folder),
-        pause=pause,
-    )
+def _process(script):
     return subprocess.Popen(
         [sys.executable, "-c", script],
         stdout=subprocess.PIPE,
@@ -109,23 +105,11 @@ def test_validation_cells_are_those_of_the_best_model(clinic_data, trained):
         assert again[name] == pytest.approx(best[f"val_{name}"], rel=1e-4)
 
 
-def test_a_step_is_traced_once(clinic_data, tmp_path, monkeypatch):
-    traces = []
-
-    def train_step(self, data):
-        traces.append(self.name)
-        return keras.Model.train_step(self, data)
-
-    monkeypatch.setattr(ForecastModel, "train_step", train_step, raising=False)
-    training.train(clinic_data, SMALL_MODEL, SMALL_TRAINING, tmp_path / "run")
-    assert len(traces) == 1
-
-
 @pytest.mark.slow
-def test_killed_in_mid_epoch_and_run_again_gives_the_same(prepared, tmp_path):
-    whole = start(prepared, tmp_path / "whole")
+def test_killed_in_mid_epoch_and_run_again_gives_the_same(start, tmp_path):
+    whole = start(tmp_path / "whole")
     assert whole.wait(timeout=300) == 0
-    killed = start(prepared, tmp_path / "killed", pause=0.1)
+    killed = start(tmp_path / "killed", pause=0.1)
     seen = 0
     deadline = time.monotonic() + 300
     for line in killed.stdout:
@@ -139,7 +123,7 @@ def test_killed_in_mid_epoch_and_run_again_gives_the_same(prepared, tmp_path):
     assert (
         files.read_json(tmp_path / "killed" / "history.json")[-1]["epoch"] == 1
     )
-    again = start(prepared, tmp_path / "killed")
+    again = start(tmp_path / "killed")
     assert again.wait(timeout=300) == 0
     for ours, theirs in zip(
         weights(tmp_path / "whole"), weights(tmp_path / "killed"), strict=True
@@ -157,8 +141,18 @@ def test_killed_in_mid_epoch_and_run_again_gives_the_same(prepared, tmp_path):
 
 
 @pytest.mark.slow
-def test_same_seed_gives_the_same_weights(clinic_data, trained, tmp_path):
+def test_a_step_is_traced_once_and_same_seed_gives_the_same_weights(
+    clinic_data, trained, tmp_path, monkeypatch
+):
+    traces = []
+
+    def train_step(self, data):
+        traces.append(self.name)
+        return keras.Model.train_step(self, data)
+
+    monkeypatch.setattr(ForecastModel, "train_step", train_step, raising=False)
     training.train(clinic_data, SMALL_MODEL, SMALL_TRAINING, tmp_path / "same")
+    assert len(traces) == 1
     for ours, theirs in zip(
         weights(trained[0]), weights(tmp_path / "same"), strict=True
     ):
@@ -236,12 +230,12 @@ def test_without_validation_the_last_finite_epoch_is_kept():
 
 
 @pytest.mark.slow
-def test_refit_repeats_the_training_on_all_days(prepared, tmp_path):
-    _, records, data = prepared
-    all_days = ForecastData.prepare(data.spec, records, holdout=False)
+def test_refit_repeats_the_training_on_all_days(
+    clinic_data, all_days, tmp_path
+):
     settings = dataclasses.replace(SMALL_TRAINING, epochs=3, members=2)
     evaluated = tmp_path / "evaluated"
-    training.train(data, SMALL_MODEL, settings, evaluated)
+    training.train(clinic_data, SMALL_MODEL, settings, evaluated)
     # As if the second network had been best after its first epoch.
     path = evaluated / "member_1" / "history.json"
     rows = files.read_json(path)
@@ -267,7 +261,7 @@ def test_refit_repeats_the_training_on_all_days(prepared, tmp_path):
     )
     # There was more to train on.
     steps = int(all_days.train(settings.batch_size).cardinality())
-    assert steps > int(data.train(settings.batch_size).cardinality())
+    assert steps > int(clinic_data.train(settings.batch_size).cardinality())
 
 
 def test_refit_wants_all_days(clinic_data, trained, tmp_path):
@@ -278,11 +272,9 @@ def test_refit_wants_all_days(clinic_data, trained, tmp_path):
     assert not list(tmp_path.iterdir())
 
 
-def test_refit_wants_a_finished_training(prepared, trained, tmp_path):
+def test_refit_wants_a_finished_training(all_days, trained, tmp_path):
     folder = tmp_path / "killed"
     shutil.copytree(trained[0], folder)
-    _, records, data = prepared
-    all_days = ForecastData.prepare(data.spec, records, holdout=False)
 
     def refit():
         training.refit(
@@ -391,9 +383,9 @@ def test_optimizer_has_the_settings_of_the_paper():
 
 @pytest.mark.slow
 def test_members_are_joined_and_finished_ones_are_kept(
-    prepared, tmp_path, monkeypatch
+    clinic_data, tmp_path, monkeypatch
 ):
-    data = prepared[-1]
+    data = clinic_data
     settings = dataclasses.replace(SMALL_TRAINING, epochs=1, seed=3, members=2)
     seeds = []
     train_network = training._train_network

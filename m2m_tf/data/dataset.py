@@ -95,7 +95,7 @@ class ForecastData:
                 f"{folder}: holds no records of this spec. Make them with "
                 "`m2m-tf run`, or `ForecastData.prepare`."
             )
-        config = json.loads(path.read_text(encoding="utf-8"))
+        config = files.read_json(path)
         return cls(
             spec,
             tfds_builder.read_records(builder),

@@ -1,4 +1,3 @@
-import keras
 import pytest
 
 import m2m_tf.layers
@@ -44,9 +43,7 @@ def test_positive_ints_is_a_tuple_and_may_be_empty_only_if_allowed():
 
 
 @pytest.mark.parametrize("name", m2m_tf.layers.__all__)
-def test_public_layer_is_registered_and_documented(name):
+def test_public_layer_is_documented(name):
     layer_class = getattr(m2m_tf.layers, name)
-    registered = keras.saving.get_registered_name(layer_class)
-    assert registered == f"m2m_tf>{name}"
     for section in ("Args:", "Call arguments:", "Output shape:", "Example:"):
         assert section in layer_class.__doc__, section

@@ -1,4 +1,5 @@
 import dataclasses
+import inspect
 import re
 
 import numpy as np
@@ -41,7 +42,14 @@ def test_scenario_changes_the_forecast(clinic_data, batch, name):
 @pytest.mark.parametrize("name", BUILDERS)
 def test_defaults_are_those_of_the_settings(clinic_data, name):
     spec = clinic_data.preprocessor.model_inputs
-    built = BUILDERS[name](spec), build_model(spec, ModelSettings(name=name))
+    # The paper's sizes are 80 million weights.
+    sizes = {"view_dim": 8} | ({"knowledge_dim": 4} if name == "m2m" else {})
+    settings = ModelSettings(name=name)
+    for size in sizes:
+        default = inspect.signature(BUILDERS[name]).parameters[size].default
+        assert default == getattr(settings, size)
+    settings = dataclasses.replace(settings, **sizes)
+    built = BUILDERS[name](spec, **sizes), build_model(spec, settings)
     ours, theirs = (
         # Keras numbers the operations between layers over all models.
         [
