@@ -424,8 +424,10 @@ def _dense(samples, numeric, fit):
     day = (samples["cutoff"] + (simulator.START - windows.EPOCH).days).astype(
         "float32"
     )
-    for length in (7.0, 365.25):
-        angle = 2 * np.pi * np.mod(day, length) / length
+    # All lie within a year, and later days are the last one of training.
+    held = np.minimum(day, day[fit].max())
+    for days, length in ((day, 7.0), (held, 365.25)):
+        angle = 2 * np.pi * np.mod(days, length) / length
         blocks.append(np.stack([np.sin(angle), np.cos(angle)], 1))
     dense = np.concatenate(blocks, 1).astype("float32")
     mean = dense[fit].astype("float64").mean(0)

@@ -6,7 +6,7 @@ import numpy as np
 
 from m2m_tf.baselines import naive
 from m2m_tf.config import DatasetSpec
-from m2m_tf.data import schema
+from m2m_tf.data import schema, windows
 
 # Days over which a sample's own columns are summed, beside the lookback.
 _SPANS = (3, 7, 14, 28)
@@ -95,8 +95,7 @@ def tabular_features(
 def _totals(spec, sequence, names):
     table = {}
     for index, name in enumerate(names):
-        own = index < len(names) // (1 + spec.cross_scenario_totals)
-        spans = _SPANS if own else _TOTAL_SPANS
+        spans = _SPANS if name in spec.value_columns else _TOTAL_SPANS
         short = [span for span in spans if span < spec.lookback]
         for span in [*short, spec.lookback]:
             total = sequence[:, -span:, index].sum(axis=1)
@@ -129,13 +128,8 @@ def _known_future(spec, values):
 
 def _days_since_activity(spec, raw):
     """0 if the cutoff day was active, lookback if no day was."""
-    if spec.activity in spec.behavior:
-        index = spec.behavior.index(spec.activity)
-        active = np.asarray(raw[schema.BEHAVIOR_SEQUENCE])[:, :, index] != 0
-    elif spec.activity in spec.performance:
-        index = spec.performance.index(spec.activity)
-        sequence = np.asarray(raw[schema.PERFORMANCE_SEQUENCE])
-        active = sequence[:, :, index] != 0
+    if spec.activity in spec.behavior + spec.performance:
+        active = windows.active_days(spec, raw)
     else:
         active = (naive.daily_task_values(spec, raw) != 0).any(axis=-1)
     backwards = active[:, ::-1]

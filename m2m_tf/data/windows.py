@@ -236,10 +236,29 @@ def active_within(spec: DatasetSpec, raw: dict, days: int | None):
     """
     if days is None or spec.activity is None:
         return np.ones(len(raw[schema.CUTOFF]), bool)
+    return active_days(spec, raw)[:, -days:].any(axis=1)
+
+
+def active_days(spec: DatasetSpec, raw: dict):
+    """On which days of the lookback `spec.activity` was not zero.
+
+    Args:
+        spec: The dataset spec, with an `activity`.
+        raw: Raw features of samples (`schema.raw_features`), NumPy arrays.
+
+    Returns:
+        Bool array `[N, lookback]`.
+
+    Example:
+
+    >>> raw = next(data.raw("test", batch_size=16).as_numpy_iterator())
+    >>> active_days(data.spec, raw).shape
+    (16, 28)
+    """
     key, names = schema.PERFORMANCE_SEQUENCE, schema.performance_names(spec)
     if spec.activity in spec.behavior:
         key, names = schema.BEHAVIOR_SEQUENCE, schema.behavior_names(spec)
-    return (raw[key][:, -days:, names.index(spec.activity)] != 0).any(axis=1)
+    return np.asarray(raw[key])[:, :, names.index(spec.activity)] != 0
 
 
 def cut_windows(spec: DatasetSpec, series: dict, samples) -> dict:

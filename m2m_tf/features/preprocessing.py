@@ -5,7 +5,6 @@ Everything fitted comes from days up to the last training label day. The same
 """
 
 import dataclasses
-import datetime
 from collections.abc import Sequence
 
 import keras
@@ -32,7 +31,6 @@ _LEVEL_SCALE = 0.3
 # Levels of a task that its forecast is an offset from.
 _NUM_OFFSETS = 2
 _FIT_BATCH = 2048
-_EPOCH = datetime.date(1970, 1, 1)
 _DAYS_OF_YEAR = 365.25
 
 
@@ -448,7 +446,7 @@ def fit_preprocessor(
         label_limits=_fit_limits(spec, rows),
         last_day=last.isoformat(),
         training_cutoffs=[
-            (windows.date_of(spec, day) - _EPOCH).days
+            (windows.date_of(spec, day) - windows.EPOCH).days
             for day in (splits.train[0], splits.train[-1])
         ],
         num_samples={

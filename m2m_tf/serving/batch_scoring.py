@@ -331,16 +331,19 @@ class _Scoring:
         )
         told = {name: [] for name in outputs}
         grids, active = [], []
+        # Of a known-future column not all of the lookback is seen.
+        with_activity = spec.activity in spec.behavior + spec.performance
         for grid, rows in batches:
             answer = self._predict(**{name: rows[name] for name in names})
             for name in outputs:
                 told[name].append(answer[name].numpy()[:, 0])
             grids.append(grid)
-            past = {
-                key: rows[key].numpy()
-                for key in (*schema.past_sequences(spec), schema.CUTOFF)
-            }
-            active.append(windows.active_within(spec, past, spec.lookback))
+            if with_activity:
+                past = {
+                    key: rows[key].numpy()
+                    for key in schema.past_sequences(spec)
+                }
+                active += windows.active_days(spec, past).any(axis=1).tolist()
             bar.update(len(told[outputs[0]][-1]))
         ids = _strings(grids, schema.ENTITY).to_frame(spec.entity)
         scenarios = _strings(grids, schema.SCENARIO).to_frame(spec.scenario)
@@ -349,12 +352,12 @@ class _Scoring:
         ).with_columns(
             pl.lit(self._cutoff).alias(schema.CUTOFF),
             *(
-                [pl.Series(schema.RECENTLY_ACTIVE, _joined(active), pl.Boolean)]
-                if spec.activity
+                [pl.Series(schema.RECENTLY_ACTIVE, active, pl.Boolean)]
+                if with_activity
                 else []
             ),
             *[
-                pl.Series(name, _joined(told[name]), pl.Float32)
+                pl.Series(name, np.concatenate(told[name] or [[]]), pl.Float32)
                 for name in outputs
             ],
         )
@@ -365,10 +368,6 @@ class _Scoring:
             count = int((~values.is_in(known)).sum())
             unknown[name] = count * len(table) // max(len(values), 1)
         return table, unknown
-
-
-def _joined(parts):
-    return np.concatenate(parts or [[]])
 
 
 def _part(folder, chunk):

@@ -311,6 +311,13 @@ def test_a_damaged_model_is_named(
         score(version, clinic_spec, tmp_path)
 
 
+def test_activity_of_a_known_future_column_is_not_told(
+    exported, clinic_spec, tmp_path
+):
+    spec = dataclasses.replace(clinic_spec, activity="appointments")
+    assert "recently_active" not in score(exported, spec, tmp_path).columns
+
+
 def test_days_without_rows_are_told(exported, tmp_path):
     spec = DatasetSpec.load(write_clinic_tables(tmp_path))
     frame = pl.read_parquet(spec.panel)
