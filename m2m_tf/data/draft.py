@@ -9,7 +9,7 @@ import polars as pl
 import yaml
 
 from m2m_tf import files
-from m2m_tf.config import DatasetSpec, parse
+from m2m_tf.config import TRAINING_PRESETS, DatasetSpec, parse
 from m2m_tf.data import panel as panels, windows
 
 SPEC_FILE, CONFIG_FILE = "spec.yaml", "config.yaml"
@@ -18,8 +18,8 @@ SPEC_FILE, CONFIG_FILE = "spec.yaml", "config.yaml"
 _WINDOWS = ((40, 7), (28, 7), (28, 3), (28, 1), (14, 3), (14, 1), (7, 1))
 # With fewer training cutoffs a shorter stride is better.
 _MIN_CUTOFFS = 8
-# Passes of the preset `small` are for so many samples.
-_SAMPLES, _EPOCHS, _MOST_EPOCHS = 100_000, 4, 20
+# The preset that is drafted: its epochs are for so many samples.
+_PRESET, _SAMPLES, _MOST_EPOCHS = "small", 100_000, 20
 _SPEC_HEAD = """\
 # A draft by `m2m-tf init`: look at each role, above all at these.
 # - behavior: move here what the entity itself did, out of `performance`.
@@ -79,7 +79,7 @@ def write_draft(
                 f"{path}: is there already and would be lost. Give another "
                 "folder, or take it away."
             )
-    values = _panel_values(panel, entity, scenario, date)
+    values, num_pairs = _panel_values(panel, entity, scenario, date)
     for table, columns, path, key in (
         ("profile", "profile_columns", profile, entity),
         ("scenarios", "scenario_columns", scenarios, scenario),
@@ -91,12 +91,12 @@ def write_draft(
     for table in spec.tables:
         values[table] = os.path.relpath(values[table], folder.resolve())
     values |= {"lookback": spec.lookback, "stride": spec.stride}
-    samples = values.pop("pairs") * len(splits.train)
+    epochs = _epochs(num_pairs * len(splits.train))
     config = {
         "name": values["name"].strip("_") or "panel",
         "data": SPEC_FILE,
-        "model": {"preset": "small"},
-        "training": {"preset": "small", "epochs": _epochs(samples)},
+        "model": {"preset": _PRESET},
+        "training": {"preset": _PRESET, "epochs": epochs},
     }
     for path, head, content in zip(
         targets, (_SPEC_HEAD, _CONFIG_HEAD), (values, config), strict=True
@@ -113,7 +113,7 @@ def write_draft(
 
 
 def _panel_values(path, entity, scenario, date):
-    """Keys of a spec that the panel tells, and the number of `pairs`."""
+    """Keys of a spec that the panel tells, and its number of pairs."""
     frame = panels.scan_table(path)
     dtypes = frame.collect_schema()
     _require_columns(path, dtypes, entity, scenario, date)
@@ -153,7 +153,7 @@ def _panel_values(path, entity, scenario, date):
     tasks = {}
     for name in filled:
         tasks.setdefault(_as_name(name), name)
-    return {
+    values = {
         "name": _as_name(path.stem),
         "panel": str(path.resolve()),
         "entity": entity,
@@ -168,8 +168,8 @@ def _panel_values(path, entity, scenario, date):
             for task, column in tasks.items()
         ],
         "activity": max(filled, key=filled.get),
-        "pairs": told["pairs"],
     }
+    return values, told["pairs"]
 
 
 def _as_name(text):
@@ -223,7 +223,6 @@ def _require_columns(path, dtypes, *names):
 
 def _with_windows(values):
     """The spec with the first lookback and stride that will do."""
-    values = {key: value for key, value in values.items() if key != "pairs"}
     possible = []
     for lookback, stride in _WINDOWS:
         spec = parse(
@@ -243,5 +242,6 @@ def _with_windows(values):
 
 
 def _epochs(samples):
-    wanted = math.ceil(_EPOCHS * _SAMPLES / max(samples, 1))
-    return min(max(wanted, _EPOCHS), _MOST_EPOCHS)
+    least = TRAINING_PRESETS[_PRESET].epochs
+    wanted = math.ceil(least * _SAMPLES / max(samples, 1))
+    return min(max(wanted, least), _MOST_EPOCHS)

@@ -157,10 +157,11 @@ def score_tables(
             f"or forecast from an earlier day (newest before it: {newest})."
         )
     grids = panel.Grids(spec, chunk_rows, scratch=output.parent)
-    scoring = _Scoring(version, spec, cutoff, vocabularies, grids)
+    scoring = _Scoring(
+        version, spec, cutoff, vocabularies, grids, days_without_rows
+    )
     if output.suffix != ".parquet":
-        summary = scoring.write_parts(output)
-        return dataclasses.replace(summary, days_without_rows=days_without_rows)
+        return scoring.write_parts(output)
     with files.replacing(output) as temporary:
         files.remove_abandoned(output.parent, output.name + _PARTS_ENDING)
         parts = temporary.with_name(temporary.name + _PARTS_ENDING)
@@ -172,7 +173,7 @@ def score_tables(
         finally:
             if parts.exists():
                 shutil.rmtree(parts)
-    return dataclasses.replace(summary, days_without_rows=days_without_rows)
+    return summary
 
 
 def _check_output(output, spec):
@@ -204,12 +205,15 @@ def _check_output(output, spec):
 class _Scoring:
     """Forecasts of one cutoff, written a chunk of entities at a time."""
 
-    def __init__(self, version, spec, cutoff, vocabularies, grids):
+    def __init__(
+        self, version, spec, cutoff, vocabularies, grids, days_without_rows
+    ):
         self._version = version
         self._spec = spec
         self._cutoff = cutoff
         self._vocabularies = vocabularies
         self._grids = grids
+        self._days_without_rows = days_without_rows
         # It lives as long as its signature is used.
         try:
             self._model = tf.saved_model.load(str(version))
@@ -264,6 +268,7 @@ class _Scoring:
             sum(part["forecasts"] for part in parts),
             {name: count for name, count in totals.items() if count},
             sum(part["inactive"] for part in parts),
+            self._days_without_rows,
         )
 
     def _state_of(self, folder):

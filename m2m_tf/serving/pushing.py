@@ -180,8 +180,6 @@ def _judge(copy, source, serving, data, settings):
     sample, first, wrong = _forecast_test_rows(rivals, data)
     served_tasks = ()
     if _SERVING in sample:
-        sample = _unseen(sample, _judged(serving))
-    if _SERVING in sample:
         contract = files.read_json(serving / CONTRACT_FILE)
         served_tasks = [task["name"] for task in contract["tasks"]]
     problems = [
@@ -349,7 +347,7 @@ def _forecast_test_rows(versions, data):
     Beside them the first rows by themselves: what the model to be published
     was given, and what it said; and how many values of which output of it
     are negative or not finite. A served version with such values is left out:
-    nothing can be worse.
+    nothing can be worse. Rows that it was trained on are left out, too.
     """
     published = _REFIT if _REFIT in versions else _CANDIDATE
     spec = data.spec
@@ -404,6 +402,8 @@ def _forecast_test_rows(versions, data):
         for name in served
     ):
         sample = _without_serving(sample)
+    elif served:
+        sample = _unseen(sample, versions[_SERVING])
     return sample, first, wrong
 
 
