@@ -100,6 +100,7 @@ def settings_page_lines():
         config.EvaluationSettings,
         config.PushSettings,
         config.StudyConfig,
+        config.EarlierTables,
         config.CompleteJourneySource,
         config.SimulatorSource,
     ):

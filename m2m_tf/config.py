@@ -335,6 +335,36 @@ class DatasetSpec:
             del values[table]
         return values
 
+    def until(self, end: datetime.date) -> "DatasetSpec":
+        """The spec that it was on an earlier day, for a backtest.
+
+        Split dates move by as many days as `end` does.
+
+        Args:
+            end: Last day of the tables then.
+
+        Raises:
+            ConfigError: If the panel does not cover that day.
+
+        Example:
+
+        >>> spec = DatasetSpec.load("spec.yaml")
+        >>> spec.until(datetime.date(2025, 6, 14)).num_days
+        106
+        """
+        if not self.start <= end <= self.end:
+            raise ConfigError(
+                f"`end` of earlier tables must be a day from {self.start} to "
+                f"{self.end}, which the spec gives. Received: {end}."
+            )
+        split = self.split
+        if isinstance(split, SplitDates):
+            moved = end - self.end
+            split = SplitDates(
+                split.train_end + moved, split.validation_end + moved
+            )
+        return dataclasses.replace(self, end=end, split=split)
+
     @classmethod
     def load(cls, path: str | os.PathLike) -> "DatasetSpec":
         """Reads a spec; table paths are relative to the YAML file.
@@ -548,6 +578,25 @@ class SimulatorSource:
     mechanism_strength: _NonNegative = 0.5
 
 
+@dataclass(frozen=True, config=_STRICT)
+class EarlierTables:
+    """Tables of a spec as they were on an earlier day, for a backtest.
+
+    Args:
+        spec: Path of the spec, relative to the config file.
+        end: Last day of the tables then; later rows are passed over. Split
+            dates of the spec move by as many days.
+
+    Example:
+
+    >>> EarlierTables("spec.yaml", datetime.date(2025, 6, 14)).end.month
+    6
+    """
+
+    spec: pathlib.Path
+    end: datetime.date
+
+
 # Tables that a run makes itself before it validates them.
 SourceSettings = Annotated[
     CompleteJourneySource | SimulatorSource, Field(discriminator="name")
@@ -560,6 +609,23 @@ _Data = Annotated[
         lambda x: "<path>" if isinstance(x, (str, os.PathLike)) else "<source>"
     ),
 ]
+# Those of a study.
+_StudyData = Annotated[
+    Annotated[SourceSettings, Tag("<source>")]
+    | Annotated[EarlierTables, Tag("<earlier>")]
+    | Annotated[pathlib.Path, Tag("<path>")],
+    Discriminator(lambda x: _kind_of_data(x)),
+]
+
+
+def _kind_of_data(value):
+    if isinstance(value, (str, os.PathLike)):
+        return "<path>"
+    if isinstance(value, EarlierTables) or (
+        isinstance(value, dict) and "spec" in value
+    ):
+        return "<earlier>"
+    return "<source>"
 
 
 @dataclass(frozen=True, config=_STRICT)
@@ -672,8 +738,8 @@ class StudyConfig:
 
     Args:
         name: The results are `<results>/<name>.md` and `<results>/<name>/`.
-        data: Dataset label → spec path (relative to the config file) or a
-            source.
+        data: Dataset label → spec path (relative to the config file), earlier
+            tables of a spec, or a source.
         model: Settings that all networks share.
         training: The same of training.
         models: Which take part, all by default: the networks `m2m`,
@@ -703,7 +769,7 @@ class StudyConfig:
     """
 
     name: _RunName
-    data: Annotated[dict[_RunName, _Data], Field(min_length=1)]
+    data: Annotated[dict[_RunName, _StudyData], Field(min_length=1)]
     model: ModelSettings = ModelSettings()
     training: TrainingSettings = TrainingSettings()
     models: Annotated[tuple[str, ...], Field(min_length=1)] = (
@@ -846,7 +912,7 @@ def from_folder(path: str | os.PathLike, data):
 
     Args:
         path: The file.
-        data: A path, or a source.
+        data: A path, earlier tables of a spec, or a source.
 
     Example:
 
@@ -855,6 +921,8 @@ def from_folder(path: str | os.PathLike, data):
     """
     if isinstance(data, str):
         return str((pathlib.Path(path).parent / data).resolve())
+    if isinstance(data, dict) and isinstance(data.get("spec"), str):
+        return data | {"spec": from_folder(path, data["spec"])}
     return data
 
 

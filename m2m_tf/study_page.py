@@ -99,6 +99,11 @@ def _dataset_lines(folder, label, dataset):
     major = int(train.argmax())
     minor = [i for i in present if i != major]
     lines = [f"## Data: {label}", "", facts["description"], ""]
+    if isinstance(facts["data"], dict) and "spec" in facts["data"]:
+        lines += [
+            "Tables of `{spec}` as they were on {end}.".format(**facts["data"]),
+            "",
+        ]
     lines += [
         "Fingerprint: "
         + ", ".join(f"{k} `{v}`" for k, v in facts["fingerprint"].items())

@@ -29,6 +29,7 @@ from m2m_tf.config import (
     NETWORKS,
     TREES,
     DatasetSpec,
+    EarlierTables,
     SplitDates,
     StudyConfig,
     fingerprint,
@@ -127,6 +128,7 @@ class _Study:
         config = self.config
         datasets = [_Dataset(self, label) for label in config.data]
         for dataset in datasets:
+            dataset.check_spec()
             dataset.require_unchanged()
         chosen = {}
         for model in config.models:
@@ -141,6 +143,7 @@ class _Study:
         values = self.config.sweeps[setting]
         label = next(iter(self.config.data))
         dataset = _Dataset(self, label)
+        dataset.check_spec()
         dataset.require_unchanged()
         datasets = dict.fromkeys(values, dataset)
         if setting == "lookback":
@@ -393,10 +396,29 @@ class _Dataset:
         return self.folder / f"{prefix}{name}-{key[:8]}-seed{seed}.json"
 
     @property
+    def _earlier(self):
+        return isinstance(self._source, EarlierTables)
+
+    @property
+    def _made(self):
+        """Whether the study makes the tables itself."""
+        return not (self._earlier or isinstance(self._source, pathlib.Path))
+
+    @property
     def spec_path(self):
-        if isinstance(self._source, pathlib.Path):
-            return self._source
-        return self.work / "tables" / "spec.yaml"
+        if self._made:
+            return self.work / "tables" / "spec.yaml"
+        return self._source.spec if self._earlier else self._source
+
+    def check_spec(self) -> None:
+        """Refuses a spec, unless it is still to be made, before any training.
+
+        Raises:
+            ConfigError: If it is no valid spec or does not cover its `end`.
+            SplitError: If its dates leave a split empty.
+        """
+        if not self._made:
+            windows.make_splits(self._own_spec())
 
     def require_unchanged(self) -> None:
         """Refuses to add to results of other data.
@@ -408,10 +430,10 @@ class _Dataset:
         if labels is None:
             return
         before, now = labels["data"], self._data()
-        if isinstance(self._source, pathlib.Path):
+        if not self._made:
             if before == now:
                 before = labels["fingerprint"]
-                now = table_fingerprints(DatasetSpec.load(self._source))
+                now = table_fingerprints(self._own_spec())
         elif isinstance(before, dict):
             # Older files lack settings that were added later.
             before = to_values(type(self._source)(self._source.name)) | before
@@ -427,7 +449,16 @@ class _Dataset:
         """What the study's config says of the data, as plain values."""
         if isinstance(self._source, pathlib.Path):
             return self._source.name
-        return to_values(self._source)
+        values = to_values(self._source)
+        if self._earlier:
+            # Where it lies does not matter.
+            values["spec"] = self._source.spec.name
+        return values
+
+    def _own_spec(self):
+        """The spec of tables that are there, or have just been made."""
+        spec = DatasetSpec.load(self.spec_path)
+        return spec.until(self._source.end) if self._earlier else spec
 
     def load_spec(self) -> DatasetSpec:
         """The spec, with this lookback, of tables made at the first call.
@@ -435,9 +466,9 @@ class _Dataset:
         Raises:
             StudyError: If the tables can't be swept over lookbacks.
         """
-        if not isinstance(self._source, pathlib.Path):
+        if self._made:
             self._make_tables()
-        spec = DatasetSpec.load(self.spec_path)
+        spec = self._own_spec()
         if self.lookback is not None:
             if spec.activity in spec.known_future:
                 raise StudyError(
@@ -461,7 +492,9 @@ class _Dataset:
     def prepare(self) -> ForecastData:
         """The data, prepared at the first call, and the labels' file."""
         spec = self.load_spec()
-        data = ForecastData.prepare(spec, self.work / "records")
+        data = ForecastData.prepare(
+            spec, self.work / "records", later_rows=self._earlier
+        )
         if self.lookback is None:
             self._write_labels(data)
         return data

@@ -1,4 +1,5 @@
 import dataclasses
+import datetime
 import pathlib
 
 import pytest
@@ -20,6 +21,33 @@ def test_spec_round_trips_through_plain_values(clinic_spec):
     assert config.parse(DatasetSpec, yaml.safe_load(yaml.dump(values))) == (
         clinic_spec
     )
+
+
+def test_split_dates_move_with_the_end(tmp_path):
+    days = datetime.date(2025, 5, 1), datetime.date(2025, 5, 31)
+    spec = DatasetSpec.load(write_clinic_tables(tmp_path))
+    dated = dataclasses.replace(spec, split=config.SplitDates(*days))
+    earlier = dated.until(datetime.date(2025, 6, 14))
+    week = datetime.timedelta(days=7)
+    moved = [day - 2 * week for day in days]
+    assert earlier.split == config.SplitDates(*moved)
+    assert earlier.end == spec.end - 2 * week
+    for day in (spec.start - week, spec.end + week):
+        with pytest.raises(ConfigError, match="2025-03-01 to 2025-06-28"):
+            dated.until(day)
+
+
+def test_earlier_tables_of_a_study_are_found_from_its_config(tmp_path):
+    path = tmp_path / "study.yaml"
+    path.write_text(
+        "name: s\ndata:\n  may: {spec: tables/spec.yaml, end: 2025-05-31}\n"
+    )
+    (data,) = StudyConfig.load(path).data.values()
+    assert data.spec == (tmp_path / "tables" / "spec.yaml").resolve()
+    path.write_text("name: s\ndata:\n  may: {spec: x.yaml, ende: 2025-05-31}\n")
+    with pytest.raises(ConfigError, match="may.end: is missing") as caught:
+        StudyConfig.load(path)
+    assert "may.ende: is not a setting" in str(caught.value)
 
 
 def test_table_paths_are_relative_to_the_spec(tmp_path):

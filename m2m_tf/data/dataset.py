@@ -44,7 +44,11 @@ class ForecastData:
 
     @classmethod
     def prepare(
-        cls, spec: DatasetSpec, folder: str | os.PathLike, holdout: bool = True
+        cls,
+        spec: DatasetSpec,
+        folder: str | os.PathLike,
+        holdout: bool = True,
+        later_rows: bool = False,
     ) -> "ForecastData":
         """Validates the tables, writes records and fits the preprocessor.
 
@@ -56,6 +60,8 @@ class ForecastData:
             folder: Folder of the records.
             holdout: Whether days are held out to validate and to test. Without
                 them every day is there to train on, see `training.refit`.
+            later_rows: Whether the panel may have rows after `spec.end`, which
+                are then passed over, see `DatasetSpec.until`.
 
         Raises:
             DataValidationError: If the tables break the data contract.
@@ -68,7 +74,7 @@ class ForecastData:
                 f"from YAML. Received: {spec!r}."
             )
         folder = pathlib.Path(folder)
-        summary = panel.validate_tables(spec)
+        summary = panel.validate_tables(spec, later_rows)
         builder = tfds_builder.prepare_records(spec, folder, summary.entities)
         records = tfds_builder.read_records(builder)
         path = _preprocessor_path(builder, holdout)

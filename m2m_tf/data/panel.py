@@ -382,8 +382,13 @@ def read_scenarios(spec: DatasetSpec) -> pl.DataFrame:
     )
 
 
-def validate_tables(spec: DatasetSpec) -> Summary:
+def validate_tables(spec: DatasetSpec, later_rows: bool = False) -> Summary:
     """Checks the tables against the data contract (docs/data_contract.md).
+
+    Args:
+        spec: The dataset spec.
+        later_rows: Whether the panel may have rows after `spec.end`. What
+            they hold is not looked at, but for their ids.
 
     Returns:
         A `Summary` of the valid dataset.
@@ -399,9 +404,10 @@ def validate_tables(spec: DatasetSpec) -> Summary:
     12 entities, 3 scenarios, ... pairs, ...
     """
     splits = windows.make_splits(spec)
-    problems, complete = _table_problems(spec)
+    problems, complete = _table_problems(spec, only_days=later_rows)
     if complete["panel"]:
-        problems += _range_problems(spec)
+        problems += _reserved_names(spec)
+        problems += _range_problems(spec, later_rows)
         if complete.get("scenarios"):
             problems += _unlisted(spec, spec.scenario, spec.scenarios)
         if complete.get("profile"):
@@ -937,15 +943,6 @@ def _panel_problems(spec, only_days):
     problems = []
     for key in (spec.entity, spec.scenario):
         problems += _empty_ids(frame, path, key)
-    if not only_days:
-        problems += _find(
-            frame,
-            path,
-            spec.scenario,
-            pl.col(spec.scenario).cast(pl.String) == schema.UNKNOWN_SCENARIO,
-            "holds the name that reports give to all unknown scenarios; give "
-            "this one another",
-        )
     problems += _find(
         frame,
         path,
@@ -1025,9 +1022,22 @@ def _suspicious_columns(frame, columns):
     return [name for name in columns if found[name].item()]
 
 
-def _range_problems(spec):
+def _reserved_names(spec):
+    return _find(
+        scan_table(spec.panel),
+        spec.panel,
+        spec.scenario,
+        pl.col(spec.scenario).cast(pl.String) == schema.UNKNOWN_SCENARIO,
+        "holds the name that reports give to all unknown scenarios; give "
+        "this one another",
+    )
+
+
+def _range_problems(spec, later_rows):
     frame = scan_table(spec.panel)
     date = as_day(spec.date, frame.collect_schema()[spec.date])
+    if later_rows:
+        frame = frame.filter(date <= spec.end)
     problems = _find(
         frame,
         spec.panel,
@@ -1104,7 +1114,7 @@ def _empty_tasks(spec):
 
 
 def _summarise(spec, splits):
-    panel = read_panel(spec)
+    panel = _rows_of_days(spec)
     pair = pl.struct(spec.entity, spec.scenario)
     counts = panel.select(
         pl.col(spec.entity).n_unique().alias("entities"),

@@ -668,6 +668,28 @@ def test_days_without_rows_before_the_end_are_told(tmp_path, days):
             panel.validate_tables(spec)
 
 
+def test_later_rows_are_passed_over_if_asked(clinic_spec, source, tmp_path):
+    end = datetime.date(2025, 6, 14)
+    earlier = clinic_spec.until(end)
+    (problem,) = problems_of(earlier)
+    assert "dates outside" in problem.message
+    summary = panel.validate_tables(earlier, later_rows=True)
+    assert (summary.end, summary.last_day) == (end, end)
+    assert summary.panel_rows == source.filter(pl.col("day") <= end).height
+    # Nothing newer is looked at; what is older than `start` is.
+    day, fees = pl.col("day"), pl.col("fees")
+    spoilt = source.with_columns(
+        pl.when(day > end).then(-1.0).otherwise(fees).alias("fees")
+    )
+    spoilt = with_panel(earlier, tmp_path, spoilt)
+    assert panel.validate_tables(spoilt, later_rows=True) == summary
+    before = set_rows(source, "day", pl.date(2025, 2, 1))
+    with pytest.raises(panel.DataValidationError, match="dates outside"):
+        panel.validate_tables(
+            with_panel(earlier, tmp_path, before), later_rows=True
+        )
+
+
 def test_an_attribute_that_nobody_has(tmp_path):
     spec = DatasetSpec.load(write_clinic_tables(tmp_path))
     profile = pl.read_csv(spec.profile).with_columns(town=pl.lit(None))

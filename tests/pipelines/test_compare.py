@@ -1,4 +1,5 @@
 import dataclasses
+import datetime
 import json
 
 import numpy as np
@@ -13,8 +14,14 @@ from tables import (
 from tensorboard.backend.event_processing import event_accumulator
 
 from m2m_tf import files, tensorboard
-from m2m_tf.config import ConfigError, StudyConfig, to_values
-from m2m_tf.data import panel
+from m2m_tf.config import (
+    ConfigError,
+    DatasetSpec,
+    EarlierTables,
+    StudyConfig,
+    to_values,
+)
+from m2m_tf.data import panel, windows
 from pipelines import compare
 from pipelines.compare import StudyError, run_study
 
@@ -235,6 +242,48 @@ def test_results_of_other_data_are_not_added_to(config, tmp_path):
         StudyError, match=r"\{'advertisers': 50\} instead of .* 40\}"
     ):
         run_study(study, results, runs)
+
+
+def test_earlier_tables_are_what_they_were(config, tmp_path):
+    end = datetime.date(2025, 6, 14)
+    path = write_clinic_tables(tmp_path / "now")
+    # Files of that day, which hold no later row.
+    cut = write_clinic_tables(tmp_path / "then", end=str(end))
+    rows = DatasetSpec.load(cut).panel
+    frame = panel.scan_table(rows).collect()
+    frame.filter(frame["day"] <= end).write_parquet(rows)
+    config = dataclasses.replace(
+        config, data={"earlier": EarlierTables(path, end), "cut": cut}
+    )
+    study = compare._Study(config, tmp_path / "results", tmp_path, print)
+    data = {}
+    for label in config.data:
+        dataset = compare._Dataset(study, label)
+        dataset.check_spec()
+        data[label] = dataset.prepare()
+        dataset.require_unchanged()
+    earlier, cut = data.values()
+    assert earlier.spec.identity == cut.spec.identity
+    assert earlier.splits == cut.splits
+    assert earlier.preprocessor.statistics == cut.preprocessor.statistics
+    labels = [
+        files.read_json(study.results / label / "labels.json") for label in data
+    ]
+    for name in ("samples", "labels", "forecasts"):
+        assert labels[0][name] == labels[1][name]
+    assert labels[0]["data"] == {"spec": "spec.yaml", "end": "2025-06-14"}
+
+
+def test_an_end_that_leaves_too_few_days_is_refused_before_work(
+    config, tmp_path
+):
+    path = write_clinic_tables(tmp_path / "tables")
+    for month, error in ((4, windows.SplitError), (7, ConfigError)):
+        earlier = EarlierTables(path, datetime.date(2025, month, 5))
+        study = dataclasses.replace(config, data={"clinics": earlier})
+        with pytest.raises(error):
+            run_study(study, tmp_path / "results", tmp_path / "runs")
+    assert not (tmp_path / "results").exists()
 
 
 def test_tables_are_those_of_the_source(tmp_path):
