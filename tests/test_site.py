@@ -111,25 +111,24 @@ def test_every_public_name_is_documented(pages):
     assert not [name for name in public if name not in ids]
 
 
-@pytest.mark.parametrize("size", [DESKTOP, PHONE], ids=["desktop", "phone"])
-def test_pages_keep_to_themselves_and_to_the_screen(site, pages, size):
+def test_pages_keep_to_themselves_and_to_the_screen(site, pages):
     # Pictures to look at, if a folder for them is named.
     pictures = os.environ.get("M2M_TF_PICTURES")
     with served(site) as address, chromium() as browser:
-        screen = browser.new_page(
-            viewport={"width": size[0], "height": size[1]}
-        )
+        screen = browser.new_page()
         asked, errors = [], []
         screen.on("request", lambda request: asked.append(request.url))
         screen.on("pageerror", lambda error: errors.append(str(error)))
         for page in pages:
             name = page.relative_to(site).as_posix()
             screen.goto(f"{address}/{name}", wait_until="networkidle")
-            width = screen.evaluate("document.documentElement.scrollWidth")
-            assert width <= size[0], f"{name} is {width} px wide"
-            if pictures:
-                path = pathlib.Path(pictures) / f"{size[0]}" / f"{name}.png"
-                screen.screenshot(path=path, full_page=True)
+            for width, height in (DESKTOP, PHONE):
+                screen.set_viewport_size({"width": width, "height": height})
+                wide = screen.evaluate("document.documentElement.scrollWidth")
+                assert wide <= width, f"{name} is {wide} px wide on {width}"
+                if pictures:
+                    path = pathlib.Path(pictures) / f"{width}" / f"{name}.png"
+                    screen.screenshot(path=path, full_page=True)
     assert not errors
     assert len(asked) > len(pages)
     outside = {url for url in asked if not url.startswith((address, "data:"))}

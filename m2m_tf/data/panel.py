@@ -896,17 +896,19 @@ def _number_problems(frame, path, columns, may_be_missing=False):
         # In polars' order NaN is greater than any number.
         wrong = value.is_not_nan() & (value.abs() > _LARGEST)
         if may_be_missing:
-            kinds = "infinite"
+            kinds, advice = "infinite", ""
             wrong |= value.is_null() & pl.col(name).is_not_null()
         else:
             kinds = "missing, NaN, infinite"
+            advice = "; write 0 where nothing happened"
             wrong |= value.is_null() | value.is_nan()
         problems += _find(
             frame,
             path,
             name,
             wrong.fill_null(False),
-            f"has values that are {kinds}, beyond {_LARGEST:g} or not numbers",
+            f"has values that are {kinds}, beyond {_LARGEST:g} or not "
+            f"numbers{advice}",
         )
     return problems
 

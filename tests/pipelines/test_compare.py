@@ -34,13 +34,13 @@ def config(tmp_path_factory):
         data={"clinics": spec},
         model=SMALL_MODEL,
         training=dataclasses.replace(SMALL_TRAINING, epochs=1),
-        models=("m2m", "m2m_without_meta_tower", "mmoe"),
+        models=("m2m", "mmoe"),
         seeds=(0, 1),
         search=(
             {"training": {"learning_rate": 0.001}},
             {"training": {"learning_rate": 0.01}},
         ),
-        sweeps={"knowledge_dim": (2, 4), "lookback": (14, 28)},
+        sweeps={"knowledge_dim": (2,), "lookback": (14, 28)},
     )
 
 
@@ -55,7 +55,6 @@ def folders(config, tmp_path_factory):
 def test_page_tells_every_model_and_what_it_was_made_by(folders):
     page = (folders / "results" / "clinics.md").read_text()
     for text in (
-        "m2m_without_meta_tower",
         "| mmoe | 2 |",
         "last_week",
         "### M2M minus rival: NMAE",
@@ -71,7 +70,7 @@ def test_page_tells_every_model_and_what_it_was_made_by(folders):
 def test_one_small_file_for_each_run(folders):
     files = list((folders / "results/clinics/clinics").glob("*-seed*.json"))
     searched = [path for path in files if path.name.startswith("search_")]
-    assert (len(files), len(searched)) == (3 * 2 + 3 * 2, 3 * 2)
+    assert (len(files), len(searched)) == (2 * 2 + 2 * 2, 2 * 2)
     assert max(path.stat().st_size for path in files) < 100_000
     run = json.loads(next(p for p in files if p not in searched).read_text())
     assert run["split"] == "test" and set(run["sums"]) >= {"mean_error"}
@@ -84,7 +83,7 @@ def test_logs_of_every_training_are_kept_small(folders):
     work = folders / "runs" / "compare_clinics" / "clinics"
     assert not list((work / "trainings").iterdir())
     logs = list((work / tensorboard.LOGS_FOLDER).iterdir())
-    assert len(logs) == 3 * 2 + 3 * 2
+    assert len(logs) == 2 * 2 + 2 * 2
     for folder in logs:
         events = event_accumulator.EventAccumulator(str(folder / "best"))
         events.Reload()
@@ -143,6 +142,13 @@ def test_two_comparisons_at_once_are_one(config, tmp_path):
     assert not (tmp_path / "results").exists()
 
 
+def test_an_ablation_is_m2m_without_its_part(config, tmp_path):
+    study = compare._Study(config, tmp_path, tmp_path, print)
+    for part in ("meta_tower", "meta_attention"):
+        settings, _ = study._settings(f"m2m_without_{part}", {})
+        assert settings == dataclasses.replace(config.model, **{part: False})
+
+
 def test_files_of_rivals_outlive_changes_of_m2m_alone(config, tmp_path):
     def key(study, model):
         return compare._Study(study, tmp_path, tmp_path, print)._key(model, {})
@@ -197,7 +203,9 @@ def test_a_sweep_may_come_first(config, tmp_path):
 def test_a_sweep_tells_runs_of_its_settings_and_seeds_alone(
     config, tmp_path, monkeypatch
 ):
-    config = dataclasses.replace(config, search=())
+    config = dataclasses.replace(
+        config, search=(), sweeps={"knowledge_dim": (2, 4)}
+    )
 
     def fake(self, dataset, model, changes, path, seed, name):
         files.write_compact_json(path, {"seed": seed, "name": name})
