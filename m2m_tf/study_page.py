@@ -40,8 +40,11 @@ def write_page(
     page = folder.with_name(folder.name + ".md")
     text = read_notes(folder, f"# Comparison: {config.name}\n")
     lines = [text, *_origin(config, collected, command)]
-    for label, dataset in collected["datasets"].items():
-        lines += _dataset_lines(folder, label, dataset)
+    datasets = collected["datasets"]
+    held = {label: _held(dataset) for label, dataset in datasets.items()}
+    lines += _overview_lines(held)
+    for label, dataset in datasets.items():
+        lines += _dataset_lines(folder, label, dataset, held[label])
     lines += _search_lines(collected["search"])
     lines += _sweep_lines(folder, collected)
     files.write_text(page, "\n".join(lines).rstrip() + "\n")
@@ -88,16 +91,82 @@ def _origin(config, collected, command):
     return lines
 
 
-def _dataset_lines(folder, label, dataset):
+def _present(facts):
+    """Indices of the scenarios that have test samples."""
+    counts = np.array(facts["labels"]["count"])[0]
+    return [i for i in range(len(counts)) if counts[i].sum()]
+
+
+def _held(dataset):
+    """M2M minus each rival: metric → rival → group of scenarios → difference.
+
+    Empty without M2M or without a rival.
+    """
+    facts, models = dataset["labels"], dataset["models"]
+    rivals = [model for model in models if model != "m2m"]
+    if "m2m" not in models or not rivals:
+        return {}
+    present = _present(facts)
+    major = int(np.argmax(facts["samples"]["train"]))
+    groups = {
+        "all scenarios": present,
+        f"major ({facts['scenarios'][major]})": [major],
+        "minor": [i for i in present if i != major],
+    }
+
+    def sums(model):
+        return [run["sums"] for run in models[model]]
+
+    return {
+        metric: {
+            rival: {
+                name: comparison.difference(
+                    sums("m2m"), sums(rival), facts["labels"], metric, chosen
+                )
+                for name, chosen in groups.items()
+                if chosen
+            }
+            for rival in rivals
+        }
+        for metric in _HELD_AGAINST
+    }
+
+
+def _overview_lines(held):
+    """The differences over all scenarios, where there are several data."""
+    if sum(map(bool, held.values())) < 2:
+        return []
+    rows = [
+        [
+            label,
+            rival,
+            *(
+                difference_text(found[metric][rival]["all scenarios"])
+                for metric in _HELD_AGAINST
+            ),
+        ]
+        for label, found in held.items()
+        if found
+        for rival in found[_HELD_AGAINST[0]]
+    ]
+    return [
+        "## M2M minus rival, in all data",
+        "",
+        "Over all scenarios. Below 0 M2M is better; **bold** where the "
+        "interval excludes 0.",
+        "",
+        *markdown_table(
+            ["data", "rival", *(TITLES[metric] for metric in _HELD_AGAINST)],
+            rows,
+        ),
+    ]
+
+
+def _dataset_lines(folder, label, dataset, held):
     facts = dataset["labels"]
     labels, models = facts["labels"], dataset["models"]
     names = facts["scenarios"]
-    train = np.array(facts["samples"]["train"])
-    present = [
-        i for i in range(len(names)) if np.array(labels["count"])[0, i].sum()
-    ]
-    major = int(train.argmax())
-    minor = [i for i in present if i != major]
+    present = _present(facts)
     lines = [f"## Data: {label}", "", facts["description"], ""]
     if isinstance(facts["data"], dict) and "spec" in facts["data"]:
         lines += [
@@ -150,41 +219,31 @@ def _dataset_lines(folder, label, dataset):
             "",
             *markdown_table(["model", "covered", "closed"], covered),
         ]
-    rivals = [model for model in models if model != "m2m"]
-    if "m2m" not in models or not rivals:
+    if not held:
         return lines
-    ours = [run["sums"] for run in models["m2m"]]
-    groups = {
-        "all scenarios": present,
-        f"major ({names[major]})": [major],
-        "minor": minor,
-    }
-    held = {}
-    for metric in _HELD_AGAINST:
+    for metric, by_rival in held.items():
+        groups = next(iter(by_rival.values()))
         lines += [
             f"### M2M minus rival: {TITLES[metric]}",
             "",
             "Below 0 M2M is better; **bold** where the interval excludes 0.",
             "",
         ]
-        rows = []
-        for rival in rivals:
-            theirs = [run["sums"] for run in models[rival]]
-            held[metric, rival] = [
-                comparison.difference(ours, theirs, labels, metric, chosen)
-                for chosen in groups.values()
-                if chosen
-            ]
-            rows.append([rival, *map(difference_text, held[metric, rival])])
         lines += markdown_table(
-            ["rival", *(name for name, chosen in groups.items() if chosen)],
-            rows,
+            ["rival", *groups],
+            [
+                [rival, *map(difference_text, found.values())]
+                for rival, found in by_rival.items()
+            ],
         )
     path = folder / f"{label}_differences.png"
     plots.plot_differences(
         {
-            TITLES[metric]: {rival: held[metric, rival][0] for rival in rivals}
-            for metric in _HELD_AGAINST
+            TITLES[metric]: {
+                rival: found["all scenarios"]
+                for rival, found in by_rival.items()
+            }
+            for metric, by_rival in held.items()
         },
         path,
     )

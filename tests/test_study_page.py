@@ -53,6 +53,7 @@ def page(world, tmp_path_factory):
         for model, factors in FACTORS.items()
     }
     facts = {
+        "data": {"spec": "spec.yaml", "end": "2025-06-14"},
         "description": "Made up.",
         "fingerprint": {"panel": "abc"},
         "entities": 40,
@@ -71,7 +72,13 @@ def page(world, tmp_path_factory):
     )
     collected = {
         "search": {},
-        "datasets": {"made": {"labels": facts, "models": models}},
+        "datasets": {
+            "made": {"labels": facts, "models": models},
+            "again": {
+                "labels": facts | {"data": "spec.yaml"},
+                "models": models,
+            },
+        },
         "sweeps": {},
     }
     path = write_page(config, folder, collected, command="m2m-tf compare x")
@@ -82,6 +89,7 @@ def page(world, tmp_path_factory):
 def test_tells_how_it_was_made(page):
     assert "`m2m-tf compare x`" in page
     assert "panel `abc`" in page
+    assert page.count("Tables of `spec.yaml` as they were on 2025-06-14.") == 1
     assert "numpy 2" in page
 
 
@@ -111,6 +119,25 @@ def test_tells_the_distance_to_the_best_possible_forecasts(page):
     assert [name for name, _ in found] == ["M2M", "(mmoe)"] * 2
     ours, theirs = (float(value) for _, value in found[:2])
     assert 0 < ours < theirs
+
+
+def test_differences_in_all_data_stand_in_one_table(page):
+    (table,) = re.findall(
+        r"## M2M minus rival, in all data\n(.+?)\n## ", page, re.S
+    )
+    rows = [
+        [cell.strip() for cell in line.strip("|").split("|")]
+        for line in table.splitlines()
+        if line.startswith("| made") or line.startswith("| again")
+    ]
+    assert [row[:2] for row in rows] == [
+        [label, rival]
+        for label in ("made", "again")
+        for rival in ("mmoe", "m2m_without_meta_tower")
+    ]
+    nmae = page.split("### M2M minus rival: NMAE\n")[1]
+    row = next(x for x in nmae.splitlines() if x.startswith("| mmoe"))
+    assert rows[0][2] == row.split("|")[2].strip()
 
 
 def test_differences_stand_apart_for_major_and_minor_scenarios(page):
