@@ -29,11 +29,20 @@ _LOOKS = {
     _RUN_NAME: "letters from a to z, digits and _ . -, and begin with a letter "
     "or digit",
 }
+_DATA = (
+    "must be the path of a spec, or a source as in {name: simulator} or "
+    "{name: complete_journey}; for m2m-tf compare also {spec: spec.yaml, "
+    "end: 2025-05-31}"
+)
 # What a value of the wrong kind must be, in words of YAML.
 _MUST_BE = {
     "tuple_type": "must be a list, as in [a, b]",
     "dataclass_type": "must be a mapping, as in {key: value}",
     "dict_type": "must be a mapping, as in {key: value}",
+    # Of `data` alone, the one setting that is told apart by a `name`.
+    "union_tag_not_found": _DATA,
+    "union_tag_invalid": _DATA,
+    "model_attributes_type": _DATA,
 }
 _Name = Annotated[str, Field(pattern=_NAME)]
 _RunName = Annotated[str, Field(pattern=_RUN_NAME)]

@@ -37,6 +37,14 @@ def test_split_dates_move_with_the_end(tmp_path):
             dated.until(day)
 
 
+@pytest.mark.parametrize(
+    "data", [None, 7, {}, {"name": "mine"}, {"spec": "x", "end": "2025-05-31"}]
+)
+def test_data_that_are_none_of_a_run_are_told_what_they_may_be(data):
+    with pytest.raises(ConfigError, match=r"data: must be the path of a spec"):
+        config.parse(RunConfig, {"name": "x", "data": data})
+
+
 def test_earlier_tables_of_a_study_are_found_from_its_config(tmp_path):
     path = tmp_path / "study.yaml"
     path.write_text(
