@@ -606,27 +606,6 @@ class EarlierTables:
     end: datetime.date
 
 
-# Tables that a run makes itself before it validates them.
-SourceSettings = Annotated[
-    CompleteJourneySource | SimulatorSource, Field(discriminator="name")
-]
-# Those, or the spec of tables that are there.
-_Data = Annotated[
-    Annotated[SourceSettings, Tag("<source>")]
-    | Annotated[pathlib.Path, Tag("<path>")],
-    Discriminator(
-        lambda x: "<path>" if isinstance(x, (str, os.PathLike)) else "<source>"
-    ),
-]
-# Those of a study.
-_StudyData = Annotated[
-    Annotated[SourceSettings, Tag("<source>")]
-    | Annotated[EarlierTables, Tag("<earlier>")]
-    | Annotated[pathlib.Path, Tag("<path>")],
-    Discriminator(lambda x: _kind_of_data(x)),
-]
-
-
 def _kind_of_data(value):
     if isinstance(value, (str, os.PathLike)):
         return "<path>"
@@ -635,6 +614,25 @@ def _kind_of_data(value):
     ):
         return "<earlier>"
     return "<source>"
+
+
+# Tables that a run makes itself before it validates them.
+SourceSettings = Annotated[
+    CompleteJourneySource | SimulatorSource, Field(discriminator="name")
+]
+# Those, or the spec of tables that are there.
+_Data = Annotated[
+    Annotated[SourceSettings, Tag("<source>")]
+    | Annotated[pathlib.Path, Tag("<path>")],
+    Discriminator(_kind_of_data),
+]
+# Those of a study.
+_StudyData = Annotated[
+    Annotated[SourceSettings, Tag("<source>")]
+    | Annotated[EarlierTables, Tag("<earlier>")]
+    | Annotated[pathlib.Path, Tag("<path>")],
+    Discriminator(_kind_of_data),
+]
 
 
 @dataclass(frozen=True, config=_STRICT)

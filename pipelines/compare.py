@@ -128,8 +128,7 @@ class _Study:
         config = self.config
         datasets = [_Dataset(self, label) for label in config.data]
         for dataset in datasets:
-            dataset.check_spec()
-            dataset.require_unchanged()
+            dataset.check()
         chosen = {}
         for model in config.models:
             chosen[model] = self._search(datasets[0], model)
@@ -143,8 +142,7 @@ class _Study:
         values = self.config.sweeps[setting]
         label = next(iter(self.config.data))
         dataset = _Dataset(self, label)
-        dataset.check_spec()
-        dataset.require_unchanged()
+        dataset.check()
         datasets = dict.fromkeys(values, dataset)
         if setting == "lookback":
             datasets = {
@@ -410,22 +408,16 @@ class _Dataset:
             return self.work / "tables" / "spec.yaml"
         return self._source.spec if self._earlier else self._source
 
-    def check_spec(self) -> None:
-        """Refuses a spec, unless it is still to be made, before any training.
+    def check(self) -> None:
+        """Refuses, before any training, what would fail or mix results.
 
         Raises:
             ConfigError: If it is no valid spec or does not cover its `end`.
             SplitError: If its dates leave a split empty.
+            StudyError: If the files that are there tell of other data.
         """
         if not self._made:
             windows.make_splits(self._own_spec())
-
-    def require_unchanged(self) -> None:
-        """Refuses to add to results of other data.
-
-        Raises:
-            StudyError: If the files that are there tell of other data.
-        """
         labels = _read(self.folder / LABELS_FILE)
         if labels is None:
             return
@@ -447,13 +439,13 @@ class _Dataset:
 
     def _data(self):
         """What the study's config says of the data, as plain values."""
-        if isinstance(self._source, pathlib.Path):
-            return self._source.name
-        values = to_values(self._source)
+        if self._made:
+            return to_values(self._source)
+        # Where it lies does not matter.
+        name = self.spec_path.name
         if self._earlier:
-            # Where it lies does not matter.
-            values["spec"] = self._source.spec.name
-        return values
+            return to_values(self._source) | {"spec": name}
+        return name
 
     def _own_spec(self):
         """The spec of tables that are there, or have just been made."""

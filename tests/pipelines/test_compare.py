@@ -236,7 +236,7 @@ def test_results_of_other_data_are_not_added_to(config, tmp_path):
     config = dataclasses.replace(config, data={"clinics": spec})
     study = compare._Study(config, results, runs, print)
     compare._Dataset(study, "clinics").prepare()
-    compare._Dataset(study, "clinics").require_unchanged()
+    compare._Dataset(study, "clinics").check()
     write_clinic_tables(tmp_path / "tables", seed=1)
     for sweep in (None, "knowledge_dim"):
         with pytest.raises(StudyError, match="other data.*name.*'panel': "):
@@ -267,9 +267,9 @@ def test_earlier_tables_are_what_they_were(config, tmp_path):
     data = {}
     for label in config.data:
         dataset = compare._Dataset(study, label)
-        dataset.check_spec()
+        dataset.check()
         data[label] = dataset.prepare()
-        dataset.require_unchanged()
+        dataset.check()
     earlier, cut = data.values()
     assert earlier.spec.identity == cut.spec.identity
     assert earlier.splits == cut.splits
