@@ -14,7 +14,7 @@ import polars as pl
 import pydantic
 
 from m2m_tf import config
-from m2m_tf.data import panel, schema
+from m2m_tf.data import schema, validation
 from m2m_tf.signatures import default_values
 
 DOCS = pathlib.Path(__file__).parent
@@ -245,7 +245,7 @@ def refusal(spoil, folder, path):
         text = text.replace(old, new)
     path.write_text(text, encoding="utf-8")
     try:
-        panel.validate_tables(config.DatasetSpec.load(path))
+        validation.validate_tables(config.DatasetSpec.load(path))
     except (ValueError, FileNotFoundError) as error:
         problems = getattr(error, "problems", [error])
         message = " ".join(str(problems[0]).split())

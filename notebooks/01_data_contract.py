@@ -34,7 +34,7 @@ import numpy as np
 import polars as pl
 
 import m2m_tf
-from m2m_tf.data import panel, schema, windows
+from m2m_tf.data import schema, validation, windows
 from m2m_tf.data.sources import simulator
 from m2m_tf.plots import COLOURS
 
@@ -76,7 +76,7 @@ print(spec_path.read_text())
 
 # %%
 spec = m2m_tf.DatasetSpec.load(spec_path)
-print(panel.validate_tables(spec))
+print(validation.validate_tables(spec))
 
 # %% [markdown]
 # ## What validation says to broken tables
@@ -100,8 +100,8 @@ rows = pl.concat(
 )
 rows.write_parquet(broken / "panel.parquet")
 try:
-    panel.validate_tables(m2m_tf.DatasetSpec.load(broken / "spec.yaml"))
-except panel.DataValidationError as error:
+    validation.validate_tables(m2m_tf.DatasetSpec.load(broken / "spec.yaml"))
+except validation.DataValidationError as error:
     print(error)
 
 # %% [markdown]

@@ -39,7 +39,7 @@ import tensorflow as tf
 import yaml
 
 import m2m_tf
-from m2m_tf.data import panel
+from m2m_tf.data import validation
 from m2m_tf.evaluation import evaluate_forecasts, format_table
 from m2m_tf.evaluation_run import forecast_split
 from m2m_tf.plots import COLOURS
@@ -202,7 +202,7 @@ activity: orders
 """
 (WORK / "spec.yaml").write_text(spec_text)
 spec = m2m_tf.DatasetSpec.load(WORK / "spec.yaml")
-print(panel.validate_tables(spec))
+print(validation.validate_tables(spec))
 
 # %% [markdown]
 # ## Common mistakes, and what is said to them
@@ -223,7 +223,9 @@ def told(changes, panel_change=None):
     values = yaml.safe_load(spec_text) | changes
     (folder / "spec.yaml").write_text(yaml.safe_dump(values))
     try:
-        panel.validate_tables(m2m_tf.DatasetSpec.load(folder / "spec.yaml"))
+        validation.validate_tables(
+            m2m_tf.DatasetSpec.load(folder / "spec.yaml")
+        )
     except ValueError as error:
         return str(error)
     return "valid"

@@ -344,9 +344,11 @@ def _init(options):
 
 def _validate(options):
     from m2m_tf.config import DatasetSpec
-    from m2m_tf.data import panel
+    from m2m_tf.data import validation
 
-    print(f"valid: {panel.validate_tables(DatasetSpec.load(options.spec))}")
+    print(
+        f"valid: {validation.validate_tables(DatasetSpec.load(options.spec))}"
+    )
 
 
 def _run(options):

@@ -5,7 +5,7 @@ import tempfile
 
 from m2m_tf import evaluation_run, export as exporting, files, training
 from m2m_tf.config import to_values
-from m2m_tf.data import panel, tfds_builder
+from m2m_tf.data import panel, tfds_builder, validation
 from m2m_tf.data.dataset import ForecastData
 from m2m_tf.models import build_model
 from m2m_tf.serving import batch_scoring, pushing
@@ -46,7 +46,7 @@ def write_source_tables(source, folder) -> None:
 
 def check_tables(work) -> None:
     """Validates the tables, and tells what they hold."""
-    print(panel.validate_tables(work.spec))
+    print(validation.validate_tables(work.spec))
 
 
 def make_records(work) -> None:

@@ -12,7 +12,7 @@ from tensorflow_serving.apis import prediction_log_pb2
 
 from m2m_tf import files, signatures, training
 from m2m_tf.config import DatasetSpec
-from m2m_tf.data import panel, schema
+from m2m_tf.data import schema, validation
 from m2m_tf.data.dataset import ForecastData
 from m2m_tf.evaluation import METRIC_TITLES
 from m2m_tf.evaluation_run import (
@@ -288,7 +288,7 @@ def test_what_need_not_be_known(tmp_path, unknown):
     """From tables to answers without behavior, or with the panel alone."""
     path = write_clinic_tables(tmp_path / "tables", **LESS_KNOWN[unknown])
     spec = DatasetSpec.load(path)
-    panel.validate_tables(spec)
+    validation.validate_tables(spec)
     data = ForecastData.prepare(spec, tmp_path / "records")
     sizes = data.preprocessor.model_inputs
     means = data.preprocessor.statistics.label_means

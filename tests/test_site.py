@@ -20,7 +20,7 @@ from browser import chromium
 
 import m2m_tf
 from m2m_tf import layers
-from m2m_tf.data import panel
+from m2m_tf.data import validation
 
 ROOT = pathlib.Path(__file__).parent.parent
 DESKTOP, PHONE = (1280, 900), (390, 844)
@@ -180,7 +180,7 @@ def test_every_problem_of_tables_is_shown():
     messages = [
         first_words(call)
         for call in ast.walk(
-            ast.parse(pathlib.Path(panel.__file__).read_text())
+            ast.parse(pathlib.Path(validation.__file__).read_text())
         )
         if isinstance(call, ast.Call)
         and getattr(call.func, "id", None) in ("Problem", "_find")

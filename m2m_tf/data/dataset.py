@@ -9,7 +9,7 @@ import tensorflow as tf
 
 from m2m_tf import files
 from m2m_tf.config import DatasetSpec, TrainingSettings
-from m2m_tf.data import input_pipeline, panel, tfds_builder, windows
+from m2m_tf.data import input_pipeline, tfds_builder, validation, windows
 from m2m_tf.features import Preprocessor, fit_preprocessor
 
 _PREPROCESSOR_FILE = "preprocessor.json"
@@ -74,7 +74,7 @@ class ForecastData:
                 f"from YAML. Received: {spec!r}."
             )
         folder = pathlib.Path(folder)
-        summary = panel.validate_tables(spec, later_rows)
+        summary = validation.validate_tables(spec, later_rows)
         builder = tfds_builder.prepare_records(spec, folder, summary.entities)
         records = tfds_builder.read_records(builder)
         path = _preprocessor_path(builder, holdout)

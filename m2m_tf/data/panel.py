@@ -1,13 +1,11 @@
-"""Reads and validates the tables of the data contract.
+"""Reads the tables of the data contract.
 
-`validate_tables` reports every problem of every table at once, each with file,
-column, row count and an example. `iter_records` turns valid tables into one
-record per entity, a bounded number of rows at a time.
+`iter_records` turns valid tables into one record per entity, a bounded number
+of rows at a time; `m2m_tf.data.validation` says whether they are valid.
 """
 
 import collections
 import contextlib
-import dataclasses
 import datetime
 import hashlib
 import math
@@ -21,115 +19,24 @@ import polars as pl
 
 from m2m_tf import files
 from m2m_tf.config import AttributeColumns, DatasetSpec, fingerprint
-from m2m_tf.data import schema, windows
+from m2m_tf.data import schema
 
 # Panel rows that `iter_records` holds at a time.
 CHUNK_ROWS = 2_000_000
-# Sums over a window and over scenarios must be finite in float32 (3e38), too.
-_LARGEST = 1e30
-# What is always smaller drowns in the floors of levels and features.
-_SMALLEST = 1e-4
 _ENDINGS = (".parquet", ".csv")
 # How Hive and Spark call the folder of rows whose value is null.
 _HIVE_NULL = "__HIVE_DEFAULT_PARTITION__"
 # Columns that are added to those of a table, which hardly has one so called:
 # the file that a row comes from, while a folder is read; the number of its day
-# and of its entity; the part that it is copied to; how many rows are alike.
-_FILE, _DAY, _NUMBER, _PART, _COUNT = (
-    f"_m2m_tf_{name}" for name in ("file", "day", "number", "part", "count")
+# and of its entity; the part that it is copied to.
+_FILE, _DAY, _NUMBER, _PART = (
+    f"_m2m_tf_{name}" for name in ("file", "day", "number", "part")
 )
 # A copy of the rows in parts, and the most of them: each is written through
 # a buffer of its own.
 _SCRATCH, _MOST_PARTS = "rows", 64
-# What polars adds to the name of a CSV's column that the header has twice.
-_AGAIN = "_duplicated_0"
-# What a column must hold.
-_TEXT = "one value a row"
-_NUMBERS = "numbers"
-_DAYS = "days as YYYY-MM-DD, or as dates"
-
-
-@dataclasses.dataclass(frozen=True)
-class Problem:
-    """One thing wrong with a table.
-
-    `count` is the number of rows that it concerns, 0 if it is the column as a
-    whole; `example` then says what else there is to know.
-
-    Example:
-
-    >>> print(Problem("panel.csv", "clicks", 2, "is negative", "-1.0"))
-    panel.csv, column clicks: is negative (2 rows; example: -1.0)
-    """
-
-    file: str
-    column: str
-    count: int
-    message: str
-    example: str
-
-    def __str__(self):
-        where = f"{self.count} rows; example: " if self.count else ""
-        return (
-            f"{self.file}, column {self.column}: {self.message} "
-            f"({where}{self.example})"
-        )
-
-
-class DataValidationError(ValueError):
-    """Tables that break the data contract.
-
-    Attributes:
-        problems: List of `Problem`.
-    """
-
-    def __init__(self, problems):
-        self.problems = list(problems)
-        lines = [f"  {problem}" for problem in self.problems]
-        count = "1 place" if len(lines) == 1 else f"{len(lines)} places"
-        super().__init__(
-            f"The tables break the data contract in {count}:\n"
-            + "\n".join(lines)
-        )
-
-
-@dataclasses.dataclass(frozen=True)
-class Summary:
-    """What a valid dataset holds, for people.
-
-    Example:
-
-    >>> validate_tables(DatasetSpec.load("spec.yaml")).entities
-    12
-    """
-
-    entities: int
-    scenarios: int
-    pairs: int
-    panel_rows: int
-    first_day: datetime.date
-    last_day: datetime.date
-    end: datetime.date
-    cutoffs: dict[str, int]
-    never_known: dict[str, list[str]]
-
-    def __str__(self):
-        cutoffs = ", ".join(f"{k} {v}" for k, v in self.cutoffs.items())
-        lines = [
-            f"{self.entities:,} entities, {self.scenarios} scenarios, "
-            f"{self.pairs:,} pairs, {self.panel_rows:,} panel rows, "
-            f"{self.first_day} to {self.last_day}; cutoffs: {cutoffs}"
-        ]
-        if self.last_day < self.end:
-            lines.append(
-                f"mind: no row is newer than {self.last_day}; the days up to "
-                f"`end` ({self.end}) count as zeros"
-            )
-        lines += [
-            f"mind: no row of {file} has a value of {', '.join(names)}"
-            for file, names in self.never_known.items()
-        ]
-        return "\n".join(lines)
+# What SQL writes behind a day that it takes for an instant.
+_MIDNIGHT = r"[ T]00:00:00(\.0+)?$"
 
 
 def scan_table(path: pathlib.Path) -> pl.LazyFrame:
@@ -179,7 +86,7 @@ def scan_table(path: pathlib.Path) -> pl.LazyFrame:
         .drop(_FILE)
         for kind, told_by_file in alike.items()
     ]
-    with _reading(path):
+    with reading(path):
         frame = pl.concat(frames, how="diagonal_relaxed")
         frame.collect_schema()
     return frame
@@ -197,8 +104,9 @@ def table_files(path: pathlib.Path) -> list[pathlib.Path]:
         return [path]
     if not path.is_dir():
         raise FileNotFoundError(
-            f"{path}: there is no such table. Check the path in the spec "
-            "(paths are relative to the spec's folder)."
+            f"{path}: there is no such table. Check the path: in a spec it "
+            "is relative to the spec's folder; it is of a file or folder of "
+            "this machine, without `~` or `*`."
         )
     found = sorted(
         file
@@ -218,7 +126,7 @@ def table_files(path: pathlib.Path) -> list[pathlib.Path]:
     if not found:
         raise FileNotFoundError(
             f"{path}: the folder holds no .parquet or .csv file. Check the "
-            "path in the spec (paths are relative to the spec's folder)."
+            "path: in a spec it is relative to the spec's folder."
         )
     return found
 
@@ -229,6 +137,7 @@ def _scan_files(paths, **options):
     if path.suffix not in _ENDINGS:
         raise ValueError(
             f"{path}: tables are .parquet or .csv files, or folders of them. "
+            "Unpack, convert or rename it. "
             f"Received: {path.suffix or 'no ending'}."
         )
     options["glob"] = False  # A folder's name may look like one.
@@ -236,7 +145,7 @@ def _scan_files(paths, **options):
         frame = pl.scan_parquet(paths, hive_partitioning=False, **options)
     else:
         frame = pl.scan_csv(paths, infer_schema=False, **options)
-    with _reading(path):
+    with reading(path):
         frame.collect_schema()
     return frame
 
@@ -255,13 +164,24 @@ def _told_by_folders(file, table):
 
 
 @contextlib.contextmanager
-def _reading(path):
-    """Says which file it is that polars cannot read."""
+def reading(path: pathlib.Path) -> Iterator[None]:
+    """Says which table it is that polars cannot read.
+
+    Raises:
+        ValueError: In place of what polars raises.
+
+    Example:
+
+    >>> with reading(pathlib.Path("profile.csv")):
+    ...     table = scan_table(pathlib.Path("profile.csv")).collect()
+    """
     try:
         yield
     except pl.exceptions.PolarsError as error:
         advice = "write it again"
-        if path.suffix != ".parquet":
+        if path.is_dir():
+            advice = "write its files again, each column of one type in all"
+        if any(file.suffix == ".csv" for file in table_files(path)):
             advice += (
                 "; CSV in UTF-8, each row with as many fields as the header, "
                 "decimals with a point and values that hold a comma in quotes"
@@ -271,6 +191,25 @@ def _reading(path):
         raise ValueError(
             f"{path}: cannot be read as a table; {advice}. Received: {told}."
         ) from error
+
+
+def columns_of_parts(path: pathlib.Path) -> dict[str, list[str]]:
+    """Names of the columns of each file of a table, and of its folders.
+
+    Example:
+
+    >>> columns_of_parts(pathlib.Path("profile.csv"))
+    {'profile.csv': ['clinic', 'town', 'beds']}
+    """
+    if path.is_file():
+        return {path.name: _scan_files([path]).collect_schema().names()}
+    return {
+        str(file.relative_to(path)): [
+            *_scan_files([file]).collect_schema().names(),
+            *_told_by_folders(file, path),
+        ]
+        for file in table_files(path)
+    }
 
 
 def table_fingerprints(spec: DatasetSpec) -> dict[str, str]:
@@ -382,96 +321,6 @@ def read_scenarios(spec: DatasetSpec) -> pl.DataFrame:
     )
 
 
-def validate_tables(spec: DatasetSpec, later_rows: bool = False) -> Summary:
-    """Checks the tables against the data contract (docs/data_contract.md).
-
-    Args:
-        spec: The dataset spec.
-        later_rows: Whether the panel may have rows after `spec.end`. What
-            they hold is not looked at, but for their ids.
-
-    Returns:
-        A `Summary` of the valid dataset.
-
-    Raises:
-        DataValidationError: With every problem found.
-        FileNotFoundError, ValueError: If a file cannot be opened at all.
-        SplitError: If the dates leave a split empty.
-
-    Example:
-
-    >>> print(validate_tables(DatasetSpec.load("spec.yaml")))
-    12 entities, 3 scenarios, ... pairs, ...
-    """
-    splits = windows.make_splits(spec)
-    problems, complete = _table_problems(spec, only_days=later_rows)
-    if complete["panel"]:
-        problems += _reserved_names(spec)
-        problems += _range_problems(spec, later_rows)
-        if complete.get("scenarios"):
-            problems += _unlisted(spec, spec.scenario, spec.scenarios)
-        if complete.get("profile"):
-            problems += _unlisted(spec, spec.entity, spec.profile)
-        if not problems:
-            problems += _empty_tasks(spec)
-    if problems:
-        raise DataValidationError(problems)
-    return _summarise(spec, splits)
-
-
-def validate_for_scoring(spec: DatasetSpec) -> None:
-    """Checks the rows from `spec.start` to `spec.end` before scoring them.
-
-    Unlike `validate_tables` it accepts days outside the spec (they are not
-    read), entities and scenarios that no attribute table lists (they are
-    scored as unknown ones), and any number of days.
-
-    Raises:
-        DataValidationError: With every problem found.
-
-    Example:
-
-    >>> validate_for_scoring(DatasetSpec.load("spec.yaml"))
-    """
-    problems, _ = _table_problems(spec, only_days=True)
-    if problems:
-        raise DataValidationError(problems)
-
-
-def _table_problems(spec, only_days=False):
-    """Problems of single tables, and which tables have all columns."""
-    problems = []
-    wanted = {
-        "panel": {
-            spec.entity: _TEXT,
-            spec.scenario: _TEXT,
-            spec.date: _DAYS,
-            **dict.fromkeys(spec.value_columns, _NUMBERS),
-        },
-        "profile": _wanted_attributes(spec.entity, spec.profile_columns),
-        "scenarios": _wanted_attributes(spec.scenario, spec.scenario_columns),
-    }
-    complete = {}
-    for table, path in spec.tables.items():
-        found = _column_problems(path, wanted[table])
-        problems += found
-        complete[table] = not found
-    if complete.get("profile"):
-        with _reading(spec.profile):
-            problems += _attribute_problems(
-                spec.profile, spec.entity, spec.profile_columns
-            )
-    if complete.get("scenarios"):
-        with _reading(spec.scenarios):
-            problems += _attribute_problems(
-                spec.scenarios, spec.scenario, spec.scenario_columns
-            )
-    if complete["panel"]:
-        with _reading(spec.panel):
-            problems += _panel_problems(spec, only_days)
-    return problems, complete
-
-
 def iter_records(
     spec: DatasetSpec,
     chunk_rows: int = CHUNK_ROWS,
@@ -537,7 +386,7 @@ class Grids:
         profile = read_profile(spec)
         entities = pl.concat(
             [
-                _rows_of_days(spec).select(spec.entity),
+                rows_of_days(spec).select(spec.entity),
                 profile.lazy().select(spec.entity),
             ]
         )
@@ -620,11 +469,19 @@ def count_chunks(spec: DatasetSpec, chunk_rows: int = CHUNK_ROWS) -> int:
     >>> count_chunks(DatasetSpec.load("spec.yaml"), chunk_rows=1000)
     3
     """
-    num_rows = _rows_of_days(spec).select(pl.len()).collect().item()
+    num_rows = rows_of_days(spec).select(pl.len()).collect().item()
     return max(1, math.ceil(num_rows / chunk_rows))
 
 
-def _rows_of_days(spec):
+def rows_of_days(spec: DatasetSpec) -> pl.LazyFrame:
+    """The panel's rows from `spec.start` to `spec.end`, see `read_panel`.
+
+    Example:
+
+    >>> spec = DatasetSpec.load("spec.yaml")
+    >>> rows_of_days(spec).select(pl.len()).collect().item()
+    2818
+    """
     days = pl.col(spec.date).is_between(spec.start, spec.end)
     return read_panel(spec).filter(days)
 
@@ -662,7 +519,7 @@ class _Rows:
         return rows, self._profile.filter(self._chunk == chunk)
 
     def _of_panel(self, chunk):
-        rows = _rows_of_days(self._spec)
+        rows = rows_of_days(self._spec)
         if self.num_chunks == 1:
             return rows.collect()
         if self._folder is None:
@@ -736,7 +593,7 @@ def _scenario_table(spec):
     unknown (empty, NaN), which fall to the out-of-vocabulary rows.
     """
     table = read_scenarios(spec)
-    seen = _rows_of_days(spec).select(pl.col(spec.scenario).unique().sort())
+    seen = rows_of_days(spec).select(pl.col(spec.scenario).unique().sort())
     new = seen.collect().join(
         table, on=spec.scenario, how="anti", maintain_order="left"
     )
@@ -755,13 +612,21 @@ def as_day(name: str, dtype: pl.DataType) -> pl.Expr:
 
     Example:
 
-    >>> frame = pl.DataFrame({"day": ["2025-03-01", "1.3.2025"]})
+    >>> frame = pl.DataFrame({"day": ["2025-03-01", "20250302", "3.3.2025"]})
     >>> frame.select(as_day("day", pl.String))["day"].to_list()
-    [datetime.date(2025, 3, 1), None]
+    [datetime.date(2025, 3, 1), datetime.date(2025, 3, 2), None]
     """
-    if dtype == pl.String:
-        return pl.col(name).str.to_date("%Y-%m-%d", strict=False)
-    return pl.col(name).cast(pl.Date, strict=False)
+    value = pl.col(name)
+    if dtype.is_integer():
+        return value.cast(pl.String).str.to_date("%Y%m%d", strict=False)
+    if dtype != pl.String:
+        return value.cast(pl.Date, strict=False)
+    # A year of two digits would be one of the first century.
+    day = pl.coalesce(
+        value.str.replace(_MIDNIGHT, "").str.to_date("%Y-%m-%d", strict=False),
+        value.str.to_date("%Y%m%d", strict=False),
+    )
+    return pl.when(day.dt.year() > 1000).then(day).alias(name)
 
 
 def _read_attributes(path, key, columns: AttributeColumns):
@@ -786,368 +651,3 @@ def _read_attributes(path, key, columns: AttributeColumns):
         .sort(key)
         .collect()
     )
-
-
-def _wanted_attributes(key, columns: AttributeColumns):
-    return {
-        key: _TEXT,
-        **dict.fromkeys(columns.categorical, _TEXT),
-        **dict.fromkeys(columns.numeric, _NUMBERS),
-    }
-
-
-def _column_problems(path, wanted):
-    """Columns that are not there, or of a type that cannot be read.
-
-    All rows of a CSV file are read for it, too, since one with more fields
-    than the header is an error only where all columns are read
-    (pola-rs/polars#28350).
-    """
-    frame = scan_table(path)
-    dtypes = frame.collect_schema()
-    names = dtypes.names()
-    if len(names) == 1 and (sign := set(";\t|") & set(names[0])):
-        return [
-            Problem(
-                path.name,
-                repr(names[0]),
-                0,
-                "is one column of several; separate fields by commas, and "
-                "write decimals with a point",
-                f"separated by: {sign.pop()!r}",
-            )
-        ]
-    for file in table_files(path):
-        if file.suffix == ".csv":
-            with _reading(file):
-                _scan_files([file]).select(pl.all().count()).collect()
-    problems = []
-    has_csv = any(file.suffix == ".csv" for file in table_files(path))
-    parts = _columns_of_parts(path)
-    for name, content in wanted.items():
-        if name not in dtypes:
-            message = "is missing; add it or correct the spec"
-            example = f"columns present: {dtypes.names()}"
-        elif not _can_hold(dtypes[name], content):
-            message = f"is of a type that is not read; write {content}"
-            example = f"type: {dtypes[name]}"
-        elif (again := name + _AGAIN) in dtypes and has_csv:
-            message = "stands in the header twice; take one out or rename it"
-            example = f"the second is read as {again}"
-        elif lacking := [part for part in parts if name not in parts[part]]:
-            message = (
-                "is missing in a file of the folder; add it there or correct "
-                "the spec"
-            )
-            example = f"{len(lacking)} such, the first {lacking[0]}"
-        else:
-            continue
-        problems.append(Problem(path.name, name, 0, message, example))
-    return problems
-
-
-def _columns_of_parts(path):
-    """Names of the columns of each file of a folder; of no file of none."""
-    if path.is_file():
-        return {}
-    return {
-        str(file.relative_to(path)): {
-            *_scan_files([file]).collect_schema().names(),
-            *_told_by_folders(file, path),
-        }
-        for file in table_files(path)
-    }
-
-
-def _can_hold(dtype, content):
-    if content == _TEXT:
-        return not dtype.is_nested()
-    if dtype in (pl.String, pl.Null):
-        return True
-    if content == _DAYS:
-        return dtype in (pl.Date, pl.Datetime)
-    return dtype.is_numeric() or dtype == pl.Boolean
-
-
-def _find(frame, path, column, wrong, message, show=None):
-    """Zero or one `Problem`: rows of `frame` where `wrong` holds."""
-    shown = pl.col(column) if show is None else show
-    found = (
-        frame.filter(wrong)
-        .select(
-            pl.len().alias("count"),
-            shown.first().cast(pl.String).alias("example"),
-        )
-        .collect()
-    )
-    count, example = found.row(0)
-    if not count:
-        return []
-    # Quotes show an empty or blank value.
-    example = repr(example) if example in (None, "") else example
-    return [Problem(path.name, column, count, message, example)]
-
-
-def _number_problems(frame, path, columns, may_be_missing=False):
-    """Values that are no number that can be added up."""
-    problems = []
-    for name in columns:
-        value = pl.col(name).cast(pl.Float64, strict=False)
-        # In polars' order NaN is greater than any number.
-        wrong = value.is_not_nan() & (value.abs() > _LARGEST)
-        if may_be_missing:
-            kinds, advice = "infinite", ""
-            wrong |= value.is_null() & pl.col(name).is_not_null()
-        else:
-            kinds = "missing, NaN, infinite"
-            advice = "; write 0 where nothing happened"
-            wrong |= value.is_null() | value.is_nan()
-        problems += _find(
-            frame,
-            path,
-            name,
-            wrong.fill_null(False),
-            f"has values that are {kinds}, beyond {_LARGEST:g} or not "
-            f"numbers{advice}",
-        )
-    return problems
-
-
-def _key_problems(frame, path, key):
-    """Missing or repeated keys of an attribute table."""
-    repeated = frame.group_by(pl.col(key).cast(pl.String)).len(_COUNT)
-    return _empty_ids(frame, path, key) + _find(
-        repeated, path, key, pl.col(_COUNT) > 1, "lists an id more than once"
-    )
-
-
-def _empty_ids(frame, path, key):
-    wrong = pl.col(key).is_null() | (pl.col(key).cast(pl.String) == "")
-    if frame.collect_schema()[key].is_float():
-        wrong |= pl.col(key).is_nan()
-    return _find(frame, path, key, wrong, "has empty ids")
-
-
-def _attribute_problems(path, key, columns):
-    frame = scan_table(path)
-    return _key_problems(frame, path, key) + _number_problems(
-        frame, path, columns.numeric, may_be_missing=True
-    )
-
-
-def _panel_problems(spec, only_days):
-    frame, path = scan_table(spec.panel), spec.panel
-    dtype = frame.collect_schema()[spec.date]
-    date = as_day(spec.date, dtype)
-    if only_days:
-        in_days = date.is_between(spec.start, spec.end)
-        frame = frame.filter(in_days | date.is_null())
-    problems = []
-    for key in (spec.entity, spec.scenario):
-        problems += _empty_ids(frame, path, key)
-    problems += _find(
-        frame,
-        path,
-        spec.date,
-        date.is_null(),
-        "has dates that are missing or not written YYYY-MM-DD",
-    )
-    if isinstance(dtype, pl.Datetime):
-        zoned = pl.lit(dtype.time_zone is not None)
-        midnight = pl.col(spec.date).dt.time() == pl.time(0)
-        problems += _find(
-            frame,
-            path,
-            spec.date,
-            zoned | ~midnight,
-            "holds instants, not days; convert them to the local trading day "
-            "first",
-        )
-    keys = (
-        pl.col(spec.entity).cast(pl.String),
-        pl.col(spec.scenario).cast(pl.String),
-        date,
-    )
-    if _may_repeat(frame, keys):
-        problems += _find(
-            frame.group_by(keys).len(_COUNT),
-            path,
-            f"({spec.entity}, {spec.scenario}, {spec.date})",
-            (pl.col(_COUNT) > 1) & pl.col(spec.date).is_not_null(),
-            "keys stand on more than one row; add the rows up, or keep one if "
-            "they are copies",
-            show=pl.format("{}, {}, {}", spec.entity, spec.scenario, spec.date),
-        )
-    suspects = _suspicious_columns(frame, spec.value_columns)
-    problems += _number_problems(frame, path, suspects)
-    labels = {task.column for task in spec.tasks}
-    for name in suspects:
-        if name in labels:
-            problems += _find(
-                frame,
-                path,
-                name,
-                pl.col(name).cast(pl.Float64, strict=False) < 0,
-                "is a label and must not be negative; give what is taken "
-                "back, such as refunds, a column of its own",
-            )
-    return problems
-
-
-def _may_repeat(frame, keys):
-    """Whether keys may stand on two rows: in a third of an exact search.
-
-    Equal keys have equal hashes, so as many hashes as rows rule it out.
-    """
-    hashes = pl.struct(keys).hash(seed=0)
-    return frame.select(hashes.n_unique() < pl.len()).collect().item()
-
-
-def _suspicious_columns(frame, columns):
-    """Columns that may hold a value that is no finite number, or negative.
-
-    One pass instead of one for each column and check: a sum is finite only if
-    all its terms are.
-    """
-    values = [pl.col(name).cast(pl.Float64, strict=False) for name in columns]
-    found = frame.select(
-        (
-            ~(value.abs().max() <= _LARGEST)
-            | ~value.sum().is_finite()
-            | (value.null_count() > 0)
-            | (value.min() < 0)
-        )
-        .fill_null(False)
-        .alias(name)
-        for name, value in zip(columns, values, strict=True)
-    ).collect()
-    return [name for name in columns if found[name].item()]
-
-
-def _reserved_names(spec):
-    return _find(
-        scan_table(spec.panel),
-        spec.panel,
-        spec.scenario,
-        pl.col(spec.scenario).cast(pl.String) == schema.UNKNOWN_SCENARIO,
-        "holds the name that reports give to all unknown scenarios; give "
-        "this one another",
-    )
-
-
-def _range_problems(spec, later_rows):
-    frame = scan_table(spec.panel)
-    date = as_day(spec.date, frame.collect_schema()[spec.date])
-    if later_rows:
-        frame = frame.filter(date <= spec.end)
-    problems = _find(
-        frame,
-        spec.panel,
-        spec.date,
-        ~date.is_between(spec.start, spec.end),
-        f"has dates outside {spec.start} to {spec.end}; correct the rows or "
-        "`start` and `end` of the spec",
-    )
-    last = frame.select(date.max()).collect().item()
-    if last is not None and (spec.end - last).days >= spec.horizon:
-        problems.append(
-            Problem(
-                spec.panel.name,
-                spec.date,
-                0,
-                f"has no row in the {(spec.end - last).days} days up to "
-                f"`end` ({spec.end}), which would count as zeros; correct "
-                "`end` or add the rows",
-                f"newest: {last}",
-            )
-        )
-    return problems
-
-
-def _unlisted(spec, key, path):
-    """Panel ids that an attribute table does not list."""
-    ids = pl.col(key).cast(pl.String)
-    rows = scan_table(spec.panel).select(ids).drop_nulls()
-    listed = scan_table(path).select(ids)
-    return _find(
-        rows.join(listed, on=key, how="anti"),
-        spec.panel,
-        key,
-        pl.lit(True),
-        f"has ids that {path.name} does not list, compared as text (7 is not "
-        "007 or 7.0); add them there, or write them alike",
-    )
-
-
-def _empty_tasks(spec):
-    """Tasks whose labels in the training label days teach nothing."""
-    splits = windows.make_splits(spec)
-    first = windows.date_of(spec, splits.train[0] + 1)
-    last = windows.date_of(spec, windows.last_fit_day(spec))
-    rows = read_panel(spec).filter(pl.col(spec.date).is_between(first, last))
-    columns = list(dict.fromkeys(task.column for task in spec.tasks))
-    largest = rows.select(pl.col(columns).max()).collect()
-    problems = []
-    for task in spec.tasks:
-        value = largest[task.column][0] or 0.0
-        if value <= 0:
-            message = (
-                f"is zero on every training label day ({first} to {last}), so "
-                f"task {task.name!r} cannot be learned; drop the task or give "
-                "more data"
-            )
-        elif value < _SMALLEST:
-            message = (
-                f"is below {_SMALLEST:g} on every training label day; give it "
-                "in a smaller unit, so that usual values are above 1"
-            )
-        else:
-            continue
-        problems.append(
-            Problem(
-                spec.panel.name,
-                task.column,
-                0,
-                message,
-                f"largest: {value:g}",
-            )
-        )
-    return problems
-
-
-def _summarise(spec, splits):
-    panel = _rows_of_days(spec)
-    pair = pl.struct(spec.entity, spec.scenario)
-    counts = panel.select(
-        pl.col(spec.entity).n_unique().alias("entities"),
-        pl.col(spec.scenario).n_unique().alias("scenarios"),
-        pair.n_unique().alias("pairs"),
-        pl.len().alias("panel_rows"),
-        pl.col(spec.date).min().alias("first_day"),
-        pl.col(spec.date).max().alias("last_day"),
-    ).collect()
-    return Summary(
-        **counts.row(0, named=True),
-        end=spec.end,
-        cutoffs={
-            name: len(getattr(splits, name)) for name in windows.SPLIT_NAMES
-        },
-        never_known=_never_known(spec),
-    )
-
-
-def _never_known(spec):
-    """File of an attribute table → attributes that none of its rows has."""
-    found = {}
-    for path, read, columns in (
-        (spec.profile, read_profile, spec.profile_columns),
-        (spec.scenarios, read_scenarios, spec.scenario_columns),
-    ):
-        if not columns.names:
-            continue
-        rows = read(spec)
-        names = [n for n in columns.categorical if (rows[n] == "").all()]
-        names += [n for n in columns.numeric if rows[n].is_nan().all()]
-        if names:
-            found[path.name] = names
-    return found

@@ -13,7 +13,7 @@ import polars as pl
 import tensorflow as tf
 
 from m2m_tf.config import DatasetSpec, parse, to_values
-from m2m_tf.data import input_pipeline, panel, schema, windows
+from m2m_tf.data import input_pipeline, panel, schema, validation, windows
 
 NUM_BUCKETS = 32
 # Ids of a discretised column before its quantile buckets.
@@ -614,7 +614,7 @@ def _fit_moments(spec, batches, training_cutoffs):
 def _require_labels(spec, label_means, num_samples):
     """Refuses tasks of which training samples tell nothing."""
     problems = [
-        panel.Problem(
+        validation.Problem(
             spec.panel.name,
             task.column,
             0,
@@ -627,7 +627,7 @@ def _require_labels(spec, label_means, num_samples):
         if not mean
     ]
     if problems:
-        raise panel.DataValidationError(problems)
+        raise validation.DataValidationError(problems)
 
 
 def _sequence_mask(days_observed, lookback):

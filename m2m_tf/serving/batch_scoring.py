@@ -20,7 +20,7 @@ from tqdm import tqdm
 
 from m2m_tf import __version__, files
 from m2m_tf.config import DatasetSpec, fingerprint
-from m2m_tf.data import panel, schema, windows
+from m2m_tf.data import panel, schema, validation, windows
 from m2m_tf.export import CONTRACT_FILE, make_contract
 from m2m_tf.signatures import PREDICT
 from m2m_tf.versions import latest_version
@@ -141,7 +141,7 @@ def score_tables(
     covered = spec.end
     # Nothing later than the cutoff is read at all.
     spec = dataclasses.replace(spec, start=first, end=cutoff)
-    panel.validate_for_scoring(spec)
+    validation.validate_for_scoring(spec)
     # A panel is sparse: days not yet written would pass for days of zeros.
     newest, newest_of_all = panel.newest_days(spec)
     if cutoff > covered and (newest_of_all is None or cutoff > newest_of_all):

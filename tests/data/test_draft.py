@@ -6,7 +6,7 @@ import yaml
 from tables import write_clinic_tables
 
 from m2m_tf.config import DatasetSpec, RunConfig
-from m2m_tf.data import panel, windows
+from m2m_tf.data import validation, windows
 from m2m_tf.data.draft import write_draft
 from pipelines import cli
 
@@ -48,7 +48,7 @@ def test_drafts_of_tables_can_be_validated_and_run(tmp_path, capsys):
         assert getattr(spec, name) == getattr(expected, name)
     assert set(spec.performance) == set(expected.value_columns)
     assert spec.lookback == 28 and spec.activity in spec.performance
-    panel.validate_tables(spec)
+    validation.validate_tables(spec)
     # The tables may be moved together with the drafts.
     assert (
         yaml.safe_load(path.read_text())["panel"] == "../tables/panel.parquet"

@@ -12,7 +12,7 @@ from m2m_tf.baselines import naive_forecasts
 from m2m_tf.config import DatasetSpec, Task
 from m2m_tf.data import schema, windows
 from m2m_tf.data.dataset import ForecastData
-from m2m_tf.data.panel import DataValidationError
+from m2m_tf.data.validation import DataValidationError
 from m2m_tf.features import Preprocessor
 from m2m_tf.features.preprocessing import _calendar, quantile_edges
 

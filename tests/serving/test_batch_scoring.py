@@ -13,7 +13,7 @@ from tables import write_clinic_tables
 
 from m2m_tf import training
 from m2m_tf.config import DatasetSpec
-from m2m_tf.data import panel, windows
+from m2m_tf.data import panel, validation, windows
 from m2m_tf.export import CONTRACT_FILE
 from m2m_tf.serving import batch_scoring
 
@@ -289,7 +289,9 @@ def test_bad_rows_are_refused_and_nothing_is_left(exported, tmp_path):
     spec = DatasetSpec.load(write_clinic_tables(tmp_path / "t"))
     frame = pl.read_parquet(spec.panel)
     pl.concat([frame, frame.tail(1)]).write_parquet(spec.panel)
-    with pytest.raises(panel.DataValidationError, match="more than one row"):
+    with pytest.raises(
+        validation.DataValidationError, match="more than one row"
+    ):
         score(exported, spec, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["t"]
 
@@ -418,5 +420,5 @@ def test_only_rows_that_are_read_must_be_right(exported, tmp_path):
     spoil(days < first)
     assert score(exported, spec, tmp_path).height == 36
     spoil(days <= spec.end)
-    with pytest.raises(panel.DataValidationError, match="fees"):
+    with pytest.raises(validation.DataValidationError, match="fees"):
         score(exported, spec, tmp_path)

@@ -5,7 +5,7 @@ import polars as pl
 import pytest
 
 from m2m_tf.config import DatasetSpec, RunConfig, parse
-from m2m_tf.data import panel, windows
+from m2m_tf.data import validation, windows
 from m2m_tf.data.sources import simulator
 from pipelines import cli
 
@@ -36,7 +36,7 @@ def read(folder, name):
 
 
 def test_tables_keep_the_data_contract(spec):
-    summary = panel.validate_tables(spec)
+    summary = validation.validate_tables(spec)
     assert summary.entities > 1000 and summary.scenarios == 6
 
 
