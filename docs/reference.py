@@ -83,6 +83,12 @@ def contract_lines():
             path = write_clinic_tables(folder)
             message = refusal(spoil, folder, path)
             lines.append(f"- **{what}**<br>\n  {message}")
+    lines += [
+        "\n## What is told, but not refused\n",
+        "Under what the tables hold, `validate` and `run` say `mind:` where "
+        "something is allowed but hardly meant:\n",
+        *[f"- {text}" for text in CONCERNS],
+    ]
     lines.append(
         "\nScoring (`m2m-tf predict`) checks the same, but accepts days "
         "outside the spec, which it does not read, and entities and scenarios "
@@ -294,6 +300,18 @@ def _drop_the_last_days(folder):
     pl.read_parquet(path).filter(pl.col("day") < last).write_parquet(path)
 
 
+def _leave_the_ends(folder):
+    path = folder / "panel.parquet"
+    day = pl.col("day")
+    near = (day - day.min() < pl.duration(days=9)) | (day == day.max())
+    pl.read_parquet(path).filter(near).write_parquet(path)
+
+
+def _remove_all_rows(folder):
+    path = folder / "panel.parquet"
+    pl.read_parquet(path).clear().write_parquet(path)
+
+
 def _separate_by_semicolons(folder):
     path = folder / "profile.csv"
     path.write_text(path.read_text().replace(",", ";"))
@@ -315,6 +333,15 @@ def _spec_with(old, new):
     return lambda folder: {old: new}
 
 
+CONCERNS = (
+    "no row in the last days, which then count as zeros;",
+    "days with far fewer rows than is usual on their weekday, or none: a "
+    "partition that was not loaded, or a last day that is not over;",
+    "rows on fewer than two days of a week: a table of weeks or months;",
+    "a value more than 1000 times the tenth largest of its column;",
+    "ids that differ in blanks, case or zeros in front alone;",
+    "an attribute without any value.",
+)
 CASES = {
     "A column is missing": _drop_a_column,
     "Fields are separated by semicolons": _separate_by_semicolons,
@@ -326,14 +353,20 @@ CASES = {
         pl.col("day").cast(pl.Datetime).dt.offset_by("5h")
     ),
     "A day stands twice": _repeat_a_row,
+    "A value is missing": panel_with(_on_first_row("staff", pl.lit(None))),
+    "A value is no number": panel_with(
+        _on_first_row("staff", pl.lit("$1,234"))
+    ),
     "A value is not finite": panel_with(
-        _on_first_row("staff", pl.lit(float("nan")))
+        _on_first_row("staff", pl.lit(float("inf")))
     ),
     "A label is negative": panel_with(_on_first_row("visits", pl.lit(-1.0))),
     "A date lies outside the spec": panel_with(
         pl.col("day").dt.offset_by("1d")
     ),
+    "The first days have no row": _spec_with("2025-03-01", "2025-02-01"),
     "The last days have no row": _drop_the_last_days,
+    "Most days have no row": _leave_the_ends,
     "A scenario has no row in its table": panel_with(
         _on_first_row("visit_kind", pl.lit("chat"))
     ),
@@ -348,6 +381,7 @@ CASES = {
     "A task's unit is too large": panel_with(
         (pl.col("fees") * 1e-9).alias("fees")
     ),
+    "There is no row": _remove_all_rows,
     "A file of a folder lacks a column": _in_two_files,
     "Too few days": _spec_with("lookback: 28", "lookback: 90"),
     "A table is absent": _spec_with("panel.parquet", "panels.parquet"),

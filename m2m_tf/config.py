@@ -8,6 +8,7 @@ ranges, so a wrong key is reported with its place before any work starts.
 
 import dataclasses
 import datetime
+import difflib
 import hashlib
 import json
 import os
@@ -39,6 +40,14 @@ _MUST_BE = {
     "tuple_type": "must be a list, as in [a, b]",
     "dataclass_type": "must be a mapping, as in {key: value}",
     "dict_type": "must be a mapping, as in {key: value}",
+    **dict.fromkeys(
+        (
+            "date_type",
+            "date_from_datetime_parsing",
+            "date_from_datetime_inexact",
+        ),
+        "must be a date, as in 2025-03-01",
+    ),
     # Of `data` alone, the one setting that is told apart by a `name`.
     "union_tag_not_found": _DATA,
     "union_tag_invalid": _DATA,
@@ -120,8 +129,8 @@ class AttributeColumns:
             raise ValueError(
                 "Attribute columns are inputs of the exported model, so their "
                 "names may hold only letters from a to z, digits and the "
-                "signs _ . - /; rename them in the table and here. Received: "
-                f"{refused}."
+                "signs _ . - /; rename them in the table and in the spec. "
+                f"Received: {refused}."
             )
         # TensorFlow tells inputs apart by their letters and digits.
         plain = tuple(re.sub("[./-]", "_", name) for name in self.names)
@@ -1057,6 +1066,22 @@ def _require_unique(what, names):
         )
 
 
+def _meant(key):
+    """What to do about a key that is not a setting where it stands."""
+    settings = {
+        field.name
+        for kind in list(globals().values())
+        if isinstance(kind, type) and dataclasses.is_dataclass(kind)
+        for field in dataclasses.fields(kind)
+    }
+    if key in settings:
+        return "it is one elsewhere, look for it in docs/settings.md."
+    plain = key.lower().replace("-", "_")
+    if near := difflib.get_close_matches(plain, sorted(settings), n=1):
+        return f"is {near[0]} meant?"
+    return "check the spelling."
+
+
 def _problem(problem):
     # Not the names of a union's parts, which nobody has written.
     parts = [str(part) for part in problem["loc"]]
@@ -1064,7 +1089,7 @@ def _problem(problem):
     if problem["type"] == "missing":
         return f"  {place}: is missing."
     if problem["type"] == "unexpected_keyword_argument":
-        return f"  {place}: is not a setting; check the spelling."
+        return f"  {place}: is not a setting; {_meant(parts[-1])}"
     message = problem["msg"].removeprefix("Value error, ")
     message = _MUST_BE.get(problem["type"], message)
     if problem["type"] == "string_pattern_mismatch":

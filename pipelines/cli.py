@@ -325,7 +325,7 @@ def _init(options):
     from m2m_tf.data.draft import CONFIG_FILE, SPEC_FILE, write_draft
 
     folder = options.output or options.panel.parent
-    spec = write_draft(
+    draft = write_draft(
         folder,
         options.panel,
         options.entity,
@@ -334,10 +334,13 @@ def _init(options):
         options.profile,
         options.scenarios,
     )
+    spec = draft.spec
+    for note in draft.notes:
+        print(note)
     print(
-        f"drafts: {folder / SPEC_FILE} (tasks: {', '.join(spec.task_names)}; "
-        f"lookback {spec.lookback}, stride {spec.stride}) and "
-        f"{folder / CONFIG_FILE}\n"
+        f"drafts: {folder / SPEC_FILE} (days {spec.start} to {spec.end}; "
+        f"tasks: {', '.join(spec.task_names)}; lookback {spec.lookback}, "
+        f"stride {spec.stride}) and {folder / CONFIG_FILE}\n"
         f"Look them through, then: m2m-tf validate {folder / SPEC_FILE}"
     )
 

@@ -66,7 +66,12 @@ def test_table_paths_are_relative_to_the_spec(tmp_path):
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        ({"lookbak": 3}, r"lookbak: is not a setting"),
+        ({"lookbak": 3}, r"lookbak: is not a setting; is lookback meant\?"),
+        ({"Look-Back": 3}, r"Look-Back: is not a .*; is lookback meant\?"),
+        ({"epochs": 3}, r"epochs: is not a setting; it is one elsewhere"),
+        ({"xyz": 3}, r"xyz: is not a setting; check the spelling"),
+        ({"start": 20250301}, r"must be a date, as in .*: 20250301"),
+        ({"start": "1/3/2025"}, r"must be a date, as in .*: '1/3/2025'"),
         ({"lookback": 0}, r"lookback: .*greater than or equal to 1"),
         ({"start": "2025-13-01"}, r"start: .*Received: '2025-13-01'"),
         (

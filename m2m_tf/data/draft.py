@@ -1,5 +1,8 @@
 """A first spec and config for tables that nobody has described yet."""
 
+import contextlib
+import dataclasses
+import datetime
 import math
 import os
 import pathlib
@@ -9,8 +12,13 @@ import polars as pl
 import yaml
 
 from m2m_tf import files
-from m2m_tf.config import TRAINING_PRESETS, DatasetSpec, parse
-from m2m_tf.data import panel as panels, windows
+from m2m_tf.config import (
+    TRAINING_PRESETS,
+    AttributeColumns,
+    DatasetSpec,
+    parse,
+)
+from m2m_tf.data import panel as panels, validation, windows
 
 SPEC_FILE, CONFIG_FILE = "spec.yaml", "config.yaml"
 # Lookbacks and strides in days, the better ones first: whole weeks, so that
@@ -20,16 +28,42 @@ _WINDOWS = ((40, 7), (28, 7), (28, 3), (28, 1), (14, 3), (14, 1), (7, 1))
 _MIN_CUTOFFS = 8
 # The preset that is drafted: its epochs are for so many samples.
 _PRESET, _SAMPLES, _MOST_EPOCHS = "small", 100_000, 20
+# A text is an attribute unless so many rows have nearly all a value of their
+# own, as names and addresses are.
+_MANY, _OWN = 50, 0.9
+# Days of several rows that it takes to tell that a column is the calendar's.
+_MIN_DAYS = 10
+_DAY, _ROWS = "_m2m_tf_day", "_m2m_tf_rows"
 _SPEC_HEAD = """\
 # A draft by `m2m-tf init`: look at each role, above all at these.
 # - behavior: move here what the entity itself did, out of `performance`.
 # - tasks: leave those that are to be forecast.
 # - activity: what must have happened in the lookback for a sample to count.
+# - profile_columns, scenario_columns: codes, such as of areas, are categorical.
 # What each key means: docs/data_contract.md, docs/how_to/own_data.md.
 """
 _CONFIG_HEAD = """\
 # A draft by `m2m-tf init`. All settings: docs/settings.md.
 """
+
+
+@dataclasses.dataclass(frozen=True)
+class Draft:
+    """What `write_draft` has written.
+
+    Attributes:
+        spec: The spec.
+        notes: What was left out of it, and why, in sentences.
+
+    Example:
+
+    >>> columns = {"entity": "clinic", "scenario": "visit_kind", "date": "day"}
+    >>> write_draft("draft", "panel.parquet", **columns).notes
+    ()
+    """
+
+    spec: DatasetSpec
+    notes: tuple[str, ...]
 
 
 def write_draft(
@@ -40,13 +74,14 @@ def write_draft(
     date: str,
     profile: str | os.PathLike | None = None,
     scenarios: str | os.PathLike | None = None,
-) -> DatasetSpec:
+) -> Draft:
     """Writes a spec and a config that fit the tables, to be looked through.
 
     All columns of numbers of the panel become `performance`, since a table
     does not tell what the entity did and what came of it, and those without
     negative values tasks. Attributes are numeric where all their values are
     numbers. Lookback and stride are the longest that give enough cutoffs.
+    What is left out is told.
 
     Args:
         folder: Where `spec.yaml` and `config.yaml` go.
@@ -58,17 +93,17 @@ def write_draft(
         scenarios: Table of scenarios' attributes, or None.
 
     Returns:
-        The spec.
+        The spec, and notes that the file holds, too.
 
     Raises:
-        ValueError: If a file is there already, a column is not, days cannot
-            be read or are too few, or no column can be a task.
+        DataValidationError: If a column of ids or days cannot be read.
+        ValueError: If a file is there already, days are too few, or no column
+            can be a task.
 
     Example:
 
     >>> columns = {"entity": "clinic", "scenario": "visit_kind", "date": "day"}
-    >>> spec = write_draft("draft", "panel.parquet", **columns)
-    >>> spec.task_names
+    >>> write_draft("draft", "panel.parquet", **columns).spec.task_names
     ('staff', 'open_hours', 'visits', 'fees', 'open_days', 'appointments')
     """
     folder, panel = pathlib.Path(folder), pathlib.Path(panel)
@@ -79,14 +114,16 @@ def write_draft(
                 f"{path}: is there already and would be lost. Give another "
                 "folder, or take it away."
             )
-    values, num_pairs = _panel_values(panel, entity, scenario, date)
+    notes = []
+    values, num_pairs = _panel_values(panel, entity, scenario, date, notes)
     for table, columns, path, key in (
         ("profile", "profile_columns", profile, entity),
         ("scenarios", "scenario_columns", scenarios, scenario),
     ):
         if path is not None:
-            values[table] = str(pathlib.Path(path).resolve())
-            values[columns] = _attributes(pathlib.Path(path), key)
+            path = pathlib.Path(path)
+            values[table] = str(path.resolve())
+            values[columns] = _attributes(path, key, notes)
     spec, splits = _with_windows(values)
     for table in spec.tables:
         values[table] = os.path.relpath(values[table], folder.resolve())
@@ -98,8 +135,12 @@ def write_draft(
         "model": {"preset": _PRESET},
         "training": {"preset": _PRESET, "epochs": epochs},
     }
+    told = "".join(f"# {note}.\n" for note in notes)
     for path, head, content in zip(
-        targets, (_SPEC_HEAD, _CONFIG_HEAD), (values, config), strict=True
+        targets,
+        (_SPEC_HEAD + told, _CONFIG_HEAD),
+        (values, config),
+        strict=True,
     ):
         text = yaml.safe_dump(
             content,
@@ -109,52 +150,60 @@ def write_draft(
             width=100,
         )
         files.write_text(path, head + text)
-    return DatasetSpec.load(targets[0])
+    return Draft(DatasetSpec.load(targets[0]), tuple(notes))
 
 
-def _panel_values(path, entity, scenario, date):
+def _panel_values(path, entity, scenario, date, notes):
     """Keys of a spec that the panel tells, and its number of pairs."""
+    validation.require_keys(path, (entity, scenario), date)
     frame = panels.scan_table(path)
     dtypes = frame.collect_schema()
-    _require_columns(path, dtypes, entity, scenario, date)
-    numbers = _columns_of_numbers(frame, (entity, scenario, date))
     day = panels.as_day(date, dtypes[date])
+    numbers = _panel_numbers(
+        frame, day, set(dtypes) - {entity, scenario, date}, path, notes
+    )
     pairs = pl.struct(pl.col(entity, scenario).cast(pl.String))
     told = frame.select(
         day.min().alias("start"),
         day.max().alias("end"),
-        day.null_count().alias("unread"),
         pairs.n_unique().alias("pairs"),
         *[
             pl.struct(
                 least=_number(name).min(),
+                negative=(_number(name) < 0).sum(),
                 filled=(_number(name) != 0).sum(),
             ).alias(f"values of {name}")
             for name in numbers
         ],
     )
     told = told.collect().row(0, named=True)
-    if told["unread"]:
-        raise ValueError(
-            f"{path}: {told['unread']} values of {date!r} are no days; write "
-            "them as YYYY-MM-DD, or as dates."
-        )
-    filled = {
-        name: facts["filled"]
-        for name in numbers
-        if (facts := told[f"values of {name}"])["filled"]
-        and facts["least"] >= 0
-    }
+    filled = {}
+    for name in numbers:
+        facts = told[f"values of {name}"]
+        if facts["negative"]:
+            notes.append(
+                f"No task of {path.name}, {name}: {facts['negative']:,} "
+                f"values are negative, the least {facts['least']:g}"
+            )
+        elif facts["filled"]:
+            filled[name] = facts["filled"]
     if not filled:
         raise ValueError(
             f"{path}: has no column of numbers, none negative and not all 0, "
             f"that could be forecast. Columns: {dict(dtypes)}."
+            + "".join(f"\n  {note}" for note in notes)
         )
     tasks = {}
     for name in filled:
-        tasks.setdefault(_as_name(name), name)
+        task = _as_name(name)
+        if task in tasks:
+            notes.append(
+                f"No task of {path.name}, {name}: its name would be that of "
+                f"{tasks[task]}"
+            )
+        tasks.setdefault(task, name)
     values = {
-        "name": _as_name(path.stem),
+        "name": _as_name(path.resolve().stem),
         "panel": str(path.resolve()),
         "entity": entity,
         "scenario": scenario,
@@ -178,47 +227,143 @@ def _as_name(text):
     return f"_{name}" if name[:1].isdigit() else name
 
 
-def _attributes(path, key):
+def _panel_numbers(frame, day, names, path, notes):
+    """The panel's columns of numbers, in its order; notes on the others."""
+    dtypes = frame.collect_schema()
+    names = [name for name in dtypes if name in names]
+    fillings = _fillings(
+        frame, [n for n in names if validation.holds_numbers(dtypes[n])]
+    )
+    found = []
+    for name in names:
+        facts = fillings.get(name)
+        if _is_index(name):
+            reason = "an index, as pandas writes it"
+        elif facts is None:
+            reason = f"of type {dtypes[name]}"
+        elif facts["wrong"]:
+            reason = _no_numbers(facts)
+        elif not facts["filled"]:
+            reason = "no row has a value"
+        else:
+            found.append(name)
+            continue
+        notes.append(f"Left out {path.name}, {name}: {reason}")
+    for name in _same_all_day(frame, day, found):
+        found.remove(name)
+        notes.append(
+            f"Left out {path.name}, {name}: the same in all rows of a day; "
+            "models know the calendar"
+        )
+    return found
+
+
+def _attributes(path, key, notes):
+    validation.require_keys(path, (key,))
     frame = panels.scan_table(path)
     dtypes = frame.collect_schema()
-    _require_columns(path, dtypes, key)
-    numeric = _columns_of_numbers(frame, (key,))
-    categorical = [
+    names = [name for name in dtypes if name != key]
+    fillings = _fillings(
+        frame, [n for n in names if validation.holds_numbers(dtypes[n])]
+    )
+    flat = [
         name
         for name, dtype in dtypes.items()
-        if name not in (key, *numeric)
-        and not (dtype.is_nested() or dtype.is_temporal())
+        if not (dtype.is_nested() or dtype.is_temporal())
     ]
-    return {"categorical": categorical, "numeric": numeric}
+    rows, *distinct = (
+        frame.select(pl.len(), pl.col(flat).n_unique()).collect().row(0)
+    )
+    distinct = dict(zip(flat, distinct, strict=True))
+    found = {"categorical": [], "numeric": []}
+    for name in names:
+        facts = fillings.get(name, {"wrong": 1, "filled": 1})
+        if _is_index(name):
+            reason = "an index, as pandas writes it"
+        elif name not in distinct:
+            reason = f"of type {dtypes[name]}"
+        elif not _may_be_input(name):
+            reason = (
+                "its name, as one of an input of the model, may hold only "
+                "letters from a to z, digits and the signs _ . - /"
+            )
+        elif not facts["filled"]:
+            reason = "no row has a value"
+        elif not facts["wrong"]:
+            found["numeric"].append(name)
+            continue
+        elif rows >= _MANY and distinct[name] > _OWN * rows:
+            reason = "nearly every row has a value of its own"
+        else:
+            found["categorical"].append(name)
+            if facts["wrong"] < facts["filled"]:
+                notes.append(
+                    f"Categorical {path.name}, {name}: {_no_numbers(facts)}"
+                )
+            continue
+        notes.append(f"Left out {path.name}, {name}: {reason}")
+    return found
 
 
-def _columns_of_numbers(frame, keys):
-    """Columns all of whose values are numbers; those of CSV files are text."""
-    names = [
-        name
-        for name, dtype in frame.collect_schema().items()
-        if name not in keys and not (dtype.is_nested() or dtype.is_temporal())
-    ]
+def _may_be_input(name):
+    try:
+        AttributeColumns(categorical=(name,))
+    except ValueError:
+        return False
+    return True
+
+
+def _is_index(name):
+    """Whether pandas calls so the index that it writes beside the columns."""
+    return re.fullmatch(r"|Unnamed: \d+|__index_level_\d+__", name) is not None
+
+
+def _fillings(frame, names):
+    """Of each column: values, those that are no numbers, one of them."""
+    if not names:
+        return {}
     told = frame.select(
-        (
-            (_number(name).is_not_null() | pl.col(name).is_null()).all()
-            & pl.col(name).is_not_null().any()
+        pl.struct(
+            filled=pl.col(name).count(),
+            wrong=wrong.sum(),
+            example=pl.col(name).filter(wrong).first().cast(pl.String),
         ).alias(name)
         for name in names
+        for wrong in [_number(name).is_null() & pl.col(name).is_not_null()]
     )
-    told = told.collect().to_dict()
-    return [name for name in told if told[name].item()]
+    return told.collect().row(0, named=True)
+
+
+def _no_numbers(facts):
+    return (
+        f"{facts['wrong']:,} of {facts['filled']:,} values are no numbers, "
+        f"such as {facts['example']!r}"
+    )
+
+
+def _same_all_day(frame, day, names):
+    """Columns that differ between days alone: they tell of the calendar."""
+    by_day = frame.group_by(day.alias(_DAY)).agg(
+        pl.len().alias(_ROWS),
+        *[
+            pl.struct(least=value.min(), most=value.max()).alias(name)
+            for name in names
+            for value in [_number(name)]
+        ],
+    )
+    by_day = by_day.filter(pl.col(_ROWS) > 1).collect()
+    if len(by_day) < _MIN_DAYS:
+        return []
+    found = []
+    for name in names:
+        least, most = (by_day[name].struct.field(x) for x in ("least", "most"))
+        if least.equals(most) and least.n_unique() > 1:
+            found.append(name)
+    return found
 
 
 def _number(name):
     return pl.col(name).cast(pl.Float64, strict=False)
-
-
-def _require_columns(path, dtypes, *names):
-    if missing := [name for name in names if name not in dtypes]:
-        raise ValueError(
-            f"{path}: has no column {missing}. Columns: {dtypes.names()}."
-        )
 
 
 def _with_windows(values):
@@ -226,19 +371,35 @@ def _with_windows(values):
     possible = []
     for lookback, stride in _WINDOWS:
         spec = parse(
-            DatasetSpec, values | {"lookback": lookback, "stride": stride}
+            DatasetSpec,
+            values | {"lookback": lookback, "stride": stride},
+            f"the draft of {values['panel']}",
         )
         try:
             splits = windows.make_splits(spec)
-        except windows.SplitError as error:
-            told = error
+        except windows.SplitError:
             continue
         possible.append((spec, splits))
         if len(splits.train) >= _MIN_CUTOFFS:
             return spec, splits
     if not possible:
-        raise told
+        raise ValueError(
+            f"{values['panel']}: {spec.num_days} days, {spec.start} to "
+            f"{spec.end}, are too few to train, choose and test on; give "
+            f"{_least_days(spec)} or more."
+        )
     return max(possible, key=lambda found: len(found[1].train))
+
+
+def _least_days(spec):
+    """Days that a spec needs."""
+    while True:
+        spec = dataclasses.replace(
+            spec, end=spec.end + datetime.timedelta(days=1)
+        )
+        with contextlib.suppress(windows.SplitError):
+            windows.make_splits(spec)
+            return spec.num_days
 
 
 def _epochs(samples):

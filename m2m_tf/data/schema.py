@@ -285,7 +285,8 @@ def require_distinct_names(spec: DatasetSpec) -> None:
             "Columns of the panel",
             set(spec.value_columns)
             & set(_with_totals(spec, names)[len(names) :]),
-            "as totals over scenarios are; rename them in the table and here",
+            "as totals over scenarios are; rename them in the table and in "
+            "the spec",
         )
     attributes = [
         prefix + name
@@ -299,7 +300,7 @@ def require_distinct_names(spec: DatasetSpec) -> None:
         "Columns of the panel",
         set(spec.value_columns) & set(attributes),
         "as the inputs that attributes become; rename them in the table and "
-        "here",
+        "in the spec",
     )
     keys = (spec.entity, spec.scenario, SCENARIO, CUTOFF, RECENTLY_ACTIVE)
     made = [
@@ -315,7 +316,8 @@ def require_distinct_names(spec: DatasetSpec) -> None:
     _refuse(
         "Keys",
         {spec.entity, spec.scenario} & {*made, CUTOFF, RECENTLY_ACTIVE},
-        "as columns of a forecast are; rename them in the tables and here",
+        "as columns of a forecast are; rename them in the tables and in the "
+        "spec",
     )
     for key, columns in (
         (spec.entity, spec.profile_columns),

@@ -65,7 +65,8 @@ class Problem:
     example: str
 
     def __str__(self):
-        where = f"{self.count} rows; example: " if self.count else ""
+        rows = "1 row" if self.count == 1 else f"{self.count} rows"
+        where = f"{rows}; example: " if self.count else ""
         return (
             f"{self.file}, column {self.column}: {self.message} "
             f"({where}{self.example})"
@@ -174,6 +175,17 @@ def validate_for_scoring(spec: DatasetSpec) -> None:
     problems, _ = _table_problems(spec, only_days=True)
     if problems:
         raise DataValidationError(problems)
+
+
+def concerns_of_days(spec: DatasetSpec) -> tuple[str, ...]:
+    """Tells days without rows, or with far fewer than is usual, in sentences.
+
+    Example:
+
+    >>> concerns_of_days(DatasetSpec.load("spec.yaml"))
+    ()
+    """
+    return tuple(_day_concerns(spec, _rows_by_day(spec).collect()))
 
 
 def require_keys(
@@ -413,6 +425,9 @@ def _panel_problems(spec, only_days):
     if only_days:
         in_days = date.is_between(spec.start, spec.end)
         frame = frame.filter(in_days | date.is_null())
+    if scan_table(path).head(1).collect().is_empty():
+        message = "has no value, as the table has no row; fill it"
+        return [Problem(path.name, spec.date, 0, message, "0 rows")]
     problems = []
     for key in (spec.entity, spec.scenario):
         problems += _empty_ids(frame, path, key)
@@ -623,20 +638,12 @@ def _summarise(spec, splits):
     pairs, days, top = pl.collect_all(
         [
             rows.select(spec.entity, spec.scenario).unique(),
-            rows.group_by(spec.date).len(_COUNT).sort(spec.date),
+            _rows_by_day(spec),
             # Of fewer rows: all.
             rows.select(values.top_k(_RANK)),
         ]
     )
-    first, last = days[spec.date][0], days[spec.date][-1]
-    concerns = []
-    if last < spec.end:
-        concerns.append(
-            f"no row is newer than {last}; the days up to `end` ({spec.end}) "
-            "count as zeros"
-        )
-    concerns += _uneven_days(days[spec.date], days[_COUNT])
-    concerns += _outliers(spec, top)
+    concerns = [*_day_concerns(spec, days), *_outliers(spec, top)]
     for key in (spec.entity, spec.scenario):
         concerns += _alike(pairs[key].unique())
     return Summary(
@@ -644,8 +651,8 @@ def _summarise(spec, splits):
         scenarios=pairs[spec.scenario].n_unique(),
         pairs=len(pairs),
         panel_rows=days[_COUNT].sum(),
-        first_day=first,
-        last_day=last,
+        first_day=days[spec.date][0],
+        last_day=days[spec.date][-1],
         cutoffs={
             name: len(getattr(splits, name)) for name in windows.SPLIT_NAMES
         },
@@ -653,17 +660,30 @@ def _summarise(spec, splits):
     )
 
 
-def _uneven_days(dates, counts):
-    """Concerns about days that have no row or far fewer than usual."""
-    first = dates[0]
-    rows = np.zeros((dates[-1] - first).days + 1, int)
-    rows[(dates - first).dt.total_days()] = counts
-    if len(dates) < _LEAST_DAYS * len(rows):
+def _rows_by_day(spec):
+    return rows_of_days(spec).group_by(spec.date).len(_COUNT).sort(spec.date)
+
+
+def _day_concerns(spec, days):
+    """See `concerns_of_days`; `days` are the `_rows_by_day`."""
+    first, last = days[spec.date][0], days[spec.date][-1]
+    concerns = []
+    if last < spec.end:
+        concerns.append(
+            f"no row is newer than {last}; the days up to {spec.end} count as "
+            "zeros"
+        )
+    rows = np.zeros((last - first).days + 1, int)
+    rows[(days[spec.date] - first).dt.total_days()] = days[_COUNT]
+    if len(days) < _LEAST_DAYS * len(rows):
         return [
-            f"only {len(dates)} of {len(rows)} days have rows, the others "
+            *concerns,
+            f"only {len(days)} of {len(rows)} days have rows, the others "
             "count as zeros; is it a table of weeks or months? The panel has "
-            "a row for each day"
+            "a row for each day",
         ]
+    if len(rows) < 14:  # Some days have no other of their weekday.
+        return concerns
     # Usual is what the same weekday has in the four weeks on both sides.
     weeks = 4
     padded = np.pad(rows.astype(float), 7 * weeks, constant_values=np.nan)
@@ -677,7 +697,7 @@ def _uneven_days(dates, counts):
     few = (3 * rows < usual) & (usual - rows > 3 * np.sqrt(usual))
     numbers = np.flatnonzero(few).tolist()
     if not numbers:
-        return []
+        return concerns
     shown = ", ".join(
         f"{first + datetime.timedelta(day)} ({rows[day]:,}, usually "
         f"{usual[day]:,.0f})"
@@ -685,8 +705,9 @@ def _uneven_days(dates, counts):
     )
     have = "1 day has" if len(numbers) == 1 else f"{len(numbers)} days have"
     return [
+        *concerns,
         f"{have} far fewer rows than is usual on the weekday: {shown}; were "
-        "they loaded whole? What has no row counts as zeros"
+        "they loaded whole? What has no row counts as zeros",
     ]
 
 

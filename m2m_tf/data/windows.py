@@ -108,8 +108,8 @@ def make_splits(spec: DatasetSpec) -> Splits:
                 f"{date_of(spec, cutoffs[0])} to "
                 f"{date_of(spec, cutoffs[-1])}, stride {spec.stride}. Between "
                 f"the label days of two splits lie {spec.horizon} days. Give "
-                "more days, a smaller stride, a shorter lookback or horizon, "
-                "or other split dates."
+                f"more days, {'a smaller stride, ' * (spec.stride > 1)}a "
+                "shorter lookback or horizon, or other split dates."
             )
     return splits
 

@@ -53,8 +53,8 @@ class ScoringSummary:
         inactive: Number of forecasts for an entity in a scenario without the
             spec's `activity` in the lookback, such as no sample of training
             or of the test was.
-        days_without_rows: Last days up to the cutoff of which the panel has
-            no row, and which so count as zeros.
+        concerns: Sentences about days of which the panel has no row or far
+            fewer than usual, and which so count as zeros.
 
     Example:
 
@@ -65,7 +65,7 @@ class ScoringSummary:
     forecasts: int
     unknown: dict[str, int]
     inactive: int = 0
-    days_without_rows: int = 0
+    concerns: tuple[str, ...] = ()
 
     def __str__(self):
         notes = []
@@ -79,11 +79,7 @@ class ScoringSummary:
                 f"{self.inactive:,} without activity in the lookback, of which "
                 "nothing was learned"
             )
-        if self.days_without_rows:
-            notes.append(
-                f"mind: no row is of the last {self.days_without_rows} days, "
-                "which count as zeros"
-            )
+        notes += [f"mind: {concern}" for concern in self.concerns]
         told = f" ({'; '.join(notes)})" if notes else ""
         return f"{self.forecasts:,} forecasts{told}"
 
@@ -126,7 +122,7 @@ def score_tables(
 
     >>> spec = DatasetSpec.load("spec.yaml")
     >>> score_tables("saved_models/clinics", spec, spec.end, "week.parquet")
-    ScoringSummary(forecasts=36, unknown={}, inactive=8, days_without_rows=0)
+    ScoringSummary(forecasts=36, unknown={}, inactive=8, concerns=())
     """
     output = pathlib.Path(output)
     _check_output(output, spec)
@@ -156,10 +152,9 @@ def score_tables(
             f"the cutoff, {cutoff}, which would count as zeros. Add the rows, "
             f"or forecast from an earlier day (newest before it: {newest})."
         )
+    concerns = validation.concerns_of_days(spec)
     grids = panel.Grids(spec, chunk_rows, scratch=output.parent)
-    scoring = _Scoring(
-        version, spec, cutoff, vocabularies, grids, days_without_rows
-    )
+    scoring = _Scoring(version, spec, cutoff, vocabularies, grids, concerns)
     if output.suffix != ".parquet":
         return scoring.write_parts(output)
     with files.replacing(output) as temporary:
@@ -205,15 +200,13 @@ def _check_output(output, spec):
 class _Scoring:
     """Forecasts of one cutoff, written a chunk of entities at a time."""
 
-    def __init__(
-        self, version, spec, cutoff, vocabularies, grids, days_without_rows
-    ):
+    def __init__(self, version, spec, cutoff, vocabularies, grids, concerns):
         self._version = version
         self._spec = spec
         self._cutoff = cutoff
         self._vocabularies = vocabularies
         self._grids = grids
-        self._days_without_rows = days_without_rows
+        self._concerns = concerns
         # It lives as long as its signature is used.
         try:
             self._model = tf.saved_model.load(str(version))
@@ -268,7 +261,7 @@ class _Scoring:
             sum(part["forecasts"] for part in parts),
             {name: count for name, count in totals.items() if count},
             sum(part["inactive"] for part in parts),
-            self._days_without_rows,
+            self._concerns,
         )
 
     def _state_of(self, folder):

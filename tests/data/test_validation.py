@@ -420,6 +420,187 @@ def test_days_without_rows_before_the_end_are_told(tmp_path, days):
             validation.validate_tables(spec)
 
 
+def concerns_of(spec, tmp_path, frame, name="panel.parquet"):
+    return validation.validate_tables(
+        with_panel(spec, tmp_path, frame, name)
+    ).concerns
+
+
+def test_days_without_rows_after_the_start_are_refused(clinic_spec):
+    early = dataclasses.replace(clinic_spec, start=datetime.date(2025, 2, 22))
+    (problem,) = problems_of(early)
+    assert "no row in the 7 days from `start`" in problem.message
+    assert problem.example == "oldest: 2025-03-01"
+    early = dataclasses.replace(early, start=datetime.date(2025, 2, 23))
+    assert not validation.validate_tables(early).concerns
+
+
+@pytest.mark.parametrize("stray", ["9999-12-31", "2026-06-28"])
+def test_a_stray_day_far_from_all_others_is_refused(
+    clinic_spec, source, tmp_path, stray
+):
+    stray = datetime.date.fromisoformat(stray)
+    frame = pl.concat([source, source.tail(1).with_columns(day=stray)])
+    spec = dataclasses.replace(clinic_spec, end=stray)
+    (problem,) = problems_of(with_panel(spec, tmp_path, frame))
+    assert "no row in most of the days" in problem.message
+    assert problem.example == f"none between 2025-06-28 and {stray}"
+
+
+def test_days_that_were_not_loaded_are_told(clinic_spec, source, tmp_path):
+    """Clinics are shut on Sundays, which is as usual."""
+    day = pl.col("day")
+    of_last = day == datetime.date(2025, 6, 28)
+    gone = day.is_between(
+        datetime.date(2025, 5, 11), datetime.date(2025, 5, 18)
+    )
+    assert not concerns_of(clinic_spec, tmp_path, source)
+    few = source.filter(~gone & (~of_last | (pl.int_range(pl.len()) % 7 == 0)))
+    left = few.filter(of_last).height
+    assert 0 < left < 9
+    (concern,) = concerns_of(clinic_spec, tmp_path, few)
+    assert concern.startswith(
+        "7 days have far fewer rows than is usual on the weekday: 2025-05-12 "
+        f"(0, usually 27), 2025-06-28 ({left}, usually 27); "
+    )
+    (concern,) = concerns_of(clinic_spec, tmp_path, source.filter(~of_last))
+    assert concern.startswith("no row is newer than 2025-06-27")
+
+
+def test_a_table_of_weeks_is_told(clinic_spec, source, tmp_path):
+    frame = source.filter(pl.col("day").dt.weekday() == 1)
+    spec = dataclasses.replace(
+        clinic_spec, start=datetime.date(2025, 3, 3), stride=1
+    )
+    late, weeks = concerns_of(spec, tmp_path, frame)
+    assert "no row is newer than 2025-06-23" in late
+    assert "only 17 of 113 days have rows" in weeks
+
+
+def test_a_value_out_of_all_proportion_is_told(clinic_spec, source, tmp_path):
+    row = source.row(5, named=True)
+    frame = source.with_columns(
+        pl.when(pl.int_range(pl.len()) == 5)
+        .then(999_999_999)
+        .otherwise(pl.col("visits"))
+        .alias("visits")
+    )
+    (concern,) = concerns_of(clinic_spec, tmp_path, frame)
+    place = f"({row['clinic']}, {row['visit_kind']}, {row['day']})"
+    assert concern.startswith(f"visits is 1,000,000,000 at {place}, and its ")
+    # A column that is hardly ever anything has no usual size.
+    rare = source.with_columns(
+        fees=pl.when(pl.int_range(pl.len()) % 400 == 5)
+        .then(10.0 ** (pl.int_range(pl.len()) / 300))
+        .otherwise(0.0)
+    )
+    assert not concerns_of(clinic_spec, tmp_path, rare)
+
+
+@pytest.mark.parametrize(
+    "other", ["Video", "video ", " VIDEO", pytest.param("vidéo", id="none")]
+)
+def test_ids_written_in_several_ways_are_told(
+    clinic_spec, source, tmp_path, other
+):
+    late = pl.col("day") > datetime.date(2025, 5, 1)
+    kind = pl.col("visit_kind")
+    frame = source.with_columns(
+        pl.when(late & (kind == "video"))
+        .then(pl.lit(other))
+        .otherwise(kind)
+        .alias("visit_kind")
+    )
+    spec = dataclasses.replace(clinic_spec, scenarios=None, scenario_columns={})
+    told = concerns_of(spec, tmp_path, frame)
+    if other == "vidéo":
+        assert not told
+        return
+    assert len(told) == 1
+    assert told[0].startswith("1 of visit_kind's ids are written in several")
+    assert repr(other) in told[0] and "'video'" in told[0]
+
+
+def test_zeros_in_front_and_blank_ids(clinic_spec, source, tmp_path):
+    number = pl.col("clinic").str.slice(-2).cast(int).cast(str)
+    half = pl.col("day") > datetime.date(2025, 5, 1)
+    frame = source.with_columns(
+        clinic=pl.when(half).then(number).otherwise("00" + number)
+    )
+    spec = dataclasses.replace(clinic_spec, profile=None, profile_columns={})
+    (concern,) = concerns_of(spec, tmp_path, frame)
+    assert "12 of clinic's ids" in concern and "'0' and '000'" in concern
+    blank = set_rows(source, "clinic", pl.lit("  "))
+    (problem,) = problems_of(with_panel(spec, tmp_path, blank))
+    assert (problem.message, problem.example) == ("has empty ids", "'  '")
+
+
+@pytest.mark.parametrize(
+    "day, name",
+    [
+        (pl.col("day").dt.strftime("%Y%m%d"), "panel.csv"),
+        (pl.col("day").dt.strftime("%Y%m%d").cast(pl.Int32), "panel.parquet"),
+        (pl.col("day").dt.strftime("%F 00:00:00"), "panel.csv"),
+        (pl.col("day").dt.strftime("%FT00:00:00.000"), "panel.parquet"),
+    ],
+)
+def test_days_may_be_written_as_warehouses_do(
+    clinic_spec, source, tmp_path, day, name
+):
+    spec = with_panel(clinic_spec, tmp_path, source.with_columns(day), name)
+    assert validation.validate_tables(spec) == validation.validate_tables(
+        clinic_spec
+    )
+
+
+@pytest.mark.parametrize("written", ["%y-%m-%d", "%F 05:00:00", "%d/%m/%Y"])
+def test_days_written_otherwise(clinic_spec, source, tmp_path, written):
+    frame = source.with_columns(pl.col("day").dt.strftime(written))
+    (problem,) = problems_of(with_panel(clinic_spec, tmp_path, frame, "p.csv"))
+    assert "not written YYYY-MM-DD" in problem.message
+    assert problem.count == source.height
+
+
+def test_a_column_that_is_written_otherwise_is_named(
+    clinic_spec, source, tmp_path
+):
+    frame = source.rename({"fees": " Fees"})
+    (problem,) = problems_of(with_panel(clinic_spec, tmp_path, frame))
+    assert (problem.column, problem.example) == ("fees", "there is ' Fees'")
+
+
+def test_a_part_with_other_signs_between_fields_is_named(
+    clinic_spec, source, tmp_path
+):
+    folder = tmp_path / "panel"
+    in_parts_unlike_each_other(source, folder)
+    text = (folder / "a.csv").read_text()
+    (folder / "a.csv").write_text(text.replace(",", ";"))
+    spec = dataclasses.replace(clinic_spec, panel=folder)
+    (problem,) = problems_of(spec)
+    assert problem.file == "panel/a.csv"
+    assert problem.message.startswith("is one column of several")
+
+
+def test_a_table_without_a_row_is_said_to_be_one(clinic_spec, source, tmp_path):
+    (problem,) = problems_of(with_panel(clinic_spec, tmp_path, source.clear()))
+    assert "the table has no row" in problem.message
+
+
+def test_parts_of_several_types_are_said_to_be_so(
+    clinic_spec, source, tmp_path
+):
+    folder = tmp_path / "panel"
+    folder.mkdir()
+    for zone in ("UTC", "Europe/Paris"):
+        source.with_columns(
+            pl.col("day").cast(pl.Datetime("us", zone))
+        ).write_parquet(folder / f"{zone[:2]}.parquet")
+    spec = dataclasses.replace(clinic_spec, panel=folder)
+    with pytest.raises(ValueError, match="column of one type in all. Rec"):
+        validation.validate_tables(spec)
+
+
 def test_later_rows_are_passed_over_if_asked(clinic_spec, source, tmp_path):
     end = datetime.date(2025, 6, 14)
     earlier = clinic_spec.until(end)

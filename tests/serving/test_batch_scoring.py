@@ -328,7 +328,16 @@ def test_days_without_rows_are_told(exported, tmp_path):
     summary = batch_scoring.score_tables(
         exported, spec, spec.end, tmp_path / "out.parquet"
     )
-    assert "no row is of the last 3 days" in str(summary)
+    assert f"mind: no row is newer than {late}; the days up to" in str(summary)
+    day = pl.col("day")
+    of_last = frame.filter(day == spec.end).head(3)
+    few = pl.concat([frame.filter(day < spec.end), of_last])
+    few.write_parquet(spec.panel)
+    summary = batch_scoring.score_tables(
+        exported, spec, spec.end, tmp_path / "out.parquet"
+    )
+    assert "1 day has far fewer rows than is usual on" in str(summary)
+    assert f"{spec.end} (3, usually 27)" in str(summary)
 
 
 def test_folder_without_a_model(clinic_spec, tmp_path):
