@@ -76,6 +76,10 @@ class _Batches:
         return self._dataset.as_numpy_iterator()
 
 
+class ForecastError(ValueError):
+    """A model whose forecasts are no numbers."""
+
+
 def forecast_split(
     data: ForecastData, model: ForecastModel, split: str = "test"
 ) -> SplitForecasts:
@@ -84,6 +88,9 @@ def forecast_split(
     The model's forecasts are called `<model.name>` (means) and
     `<model.name>_median`: of the model's own distribution with the hurdle
     likelihood, else of a Poisson distribution with the forecast mean.
+
+    Raises:
+        ForecastError: If a mean is not finite.
 
     Example:
 
@@ -127,6 +134,12 @@ def forecast_split(
         with np.errstate(invalid="ignore"):
             attention = attention / counts[None, :, None]
     mean = joined.pop("mean")
+    if bad := int((~np.isfinite(mean)).sum()):
+        raise ForecastError(
+            f"{bad:,} of {mean.size:,} mean forecasts of {model.name} are not "
+            "finite. Train it with a lower `learning_rate`, or with "
+            "`head_normalization: true`."
+        )
     if "median" in joined:
         median = joined.pop("median")
         intervals = {

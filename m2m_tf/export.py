@@ -34,6 +34,31 @@ EVALUATED_FOLDER = f"{EXTRA_FOLDER}/evaluated"
 WARMUP_FILE = f"{EXTRA_FOLDER}/tf_serving_warmup_requests"
 
 
+class DamagedModel(ValueError):
+    """A SavedModel that cannot be loaded."""
+
+
+def load_version(version: str | os.PathLike):
+    """Loads an exported version, whose signatures live as long as it does.
+
+    Raises:
+        DamagedModel: If it cannot be loaded, with its name.
+
+    Example:
+
+    >>> sorted(load_version("saved_models/clinics/1").signatures)[:2]
+    ['explain', 'predict']
+    """
+    try:
+        return tf.saved_model.load(str(version))
+    # What a damaged file raises is TensorFlow's: of any kind.
+    except Exception as error:
+        raise DamagedModel(
+            f"{version}: cannot be loaded, as after a copy that broke off. "
+            f"Copy it again. Received: {error}"
+        ) from error
+
+
 def export_model(
     model: ForecastModel,
     preprocessor: Preprocessor,

@@ -21,7 +21,8 @@ def replacing(path: str | os.PathLike):
     format by them. On an error the temporary file or folder is removed, and
     before the next try what a killed process has left of the last one. What
     was written is on the disk before it has its name, so that a machine that
-    stops has not a file of nothing under it.
+    stops has not a file of nothing under it. A folder gives way to a new one
+    in two steps, between which a killed process leaves neither.
     """
     path = pathlib.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -31,8 +32,12 @@ def replacing(path: str | os.PathLike):
         yield temporary
         _to_disk(temporary)
         if path.is_dir():
-            _remove(path)
-        os.replace(temporary, path)
+            before = path.with_name(f".tmp-{os.getpid()}-before-{path.name}")
+            os.replace(path, before)
+            os.replace(temporary, path)
+            _remove(before)
+        else:
+            os.replace(temporary, path)
     finally:
         _remove(temporary)
 

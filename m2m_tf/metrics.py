@@ -425,6 +425,9 @@ def _checked(name, values):
 
 
 def _flat(values, dtype):
+    if not ops.is_tensor(values):
+        # Keras makes float32 of numbers that are no array.
+        values = np.asarray(values)
     return ops.reshape(ops.cast(ops.convert_to_tensor(values), dtype), [-1])
 
 

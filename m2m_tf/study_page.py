@@ -42,6 +42,7 @@ def write_page(
     lines = [text, *_origin(config, collected, command)]
     datasets = collected["datasets"]
     held = {label: _held(dataset) for label, dataset in datasets.items()}
+    lines += _failed_lines(folder, collected["failed"])
     lines += _overview_lines(held)
     for label, dataset in datasets.items():
         lines += _dataset_lines(folder, label, dataset, held[label])
@@ -89,6 +90,26 @@ def _origin(config, collected, command):
         "",
     ]
     return lines
+
+
+def _failed_lines(folder, failed):
+    """Runs without forecasts, which no table counts."""
+    if not failed:
+        return []
+    return [
+        "## Runs that failed",
+        "",
+        "They count in no table. To try one again, remove its file from "
+        f"`{folder.name}/`.",
+        "",
+        *markdown_table(
+            ["file", "what happened"],
+            [
+                [f"`{run['file']}`", " ".join(run["failed"].split())]
+                for run in failed
+            ],
+        ),
+    ]
 
 
 def _present(facts):

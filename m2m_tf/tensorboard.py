@@ -57,6 +57,7 @@ class RunLogs(keras.callbacks.Callback):
         self._record = record
         self._folder = pathlib.Path(folder)
         self._profile_steps = profile_steps
+        self._writers = {}
         self._batches = 0
         self._profiling = False
         self._step_trace = None
@@ -138,8 +139,12 @@ class RunLogs(keras.callbacks.Callback):
         for writer in self._writers.values():
             writer.flush()
 
-    def on_train_end(self, logs=None):
-        del logs
+    def close(self) -> None:
+        """Ends the profile and closes the files, also after an error.
+
+        `fit` calls no callback then, and only one profiler may run.
+        """
+        self._step_trace = None
         self._stop_profile()
         for writer in self._writers.values():
             writer.close()

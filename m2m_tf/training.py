@@ -203,7 +203,7 @@ def refit(
             f"{len(data.splits.validation)} validation cutoffs"
         )
     places = _places(pathlib.Path(trained), settings.members)
-    epochs = [1 + _best_of_finished(place) for place in places]
+    epochs = [1 + _best_of_finished(place, settings) for place in places]
     return _train(data, model_settings, settings, pathlib.Path(folder), epochs)
 
 
@@ -245,13 +245,31 @@ def best_epoch(history: Sequence[Mapping[str, float]]) -> int | None:
     return min(scores, key=scores.__getitem__, default=None)
 
 
-def _best_of_finished(folder):
-    best = best_epoch(files.read_json(folder / HISTORY_FILE))
-    if best is None or any((folder / _BACKUP_FOLDER).glob(_BACKUPS)):
+def _best_of_finished(folder, settings):
+    history = files.read_json(folder / HISTORY_FILE)
+    best = best_epoch(history)
+    if (
+        best is None
+        or any((folder / _BACKUP_FOLDER).glob(_BACKUPS))
+        or not _has_ended(history, settings.epochs, settings.patience)
+    ):
         raise TrainingError(
             f"{folder}: holds no finished training. Train it to its end first."
         )
     return best
+
+
+def _has_ended(history, epochs, patience):
+    """Whether nothing is left to train: no epoch, no hope or no patience."""
+    if not history:
+        return epochs <= 0
+    best = best_epoch(history)
+    waited = len(history) - 1 - (-1 if best is None else best)
+    return (
+        len(history) >= epochs
+        or waited >= patience
+        or not math.isfinite(history[-1]["loss"])
+    )
 
 
 def _places(folder, members):
@@ -327,7 +345,7 @@ def _train_network(data, model_settings, settings, folder, epochs):
     steps = int(batches.cardinality())
     compile_model(model, data, settings, steps * settings.epochs)
     record = RunRecord(folder, settings.patience, epoch, steps)
-    record.restore(model)
+    record.restore(model, epochs)
     if not record.is_finished(epochs):
         record.require_room(model)
         logs = tensorboard.RunLogs(
@@ -337,19 +355,20 @@ def _train_network(data, model_settings, settings, folder, epochs):
             folder / tensorboard.LOGS_FOLDER,
             settings.profile_steps,
         )
-        model.fit(
-            batches,
-            validation_data=(
-                data.validation(settings.batch_size)
-                if data.splits.validation
-                else None
-            ),
-            epochs=epochs,
-            initial_epoch=record.epochs_done,
-            # tf.data shuffles; the argument only concerns arrays.
-            shuffle=False,
-            callbacks=[keras.callbacks.TerminateOnNaN(), record, logs],
-        )
+        with contextlib.closing(logs):
+            model.fit(
+                batches,
+                validation_data=(
+                    data.validation(settings.batch_size)
+                    if data.splits.validation
+                    else None
+                ),
+                epochs=epochs,
+                initial_epoch=record.epochs_done,
+                # tf.data shuffles; the argument only concerns arrays.
+                shuffle=False,
+                callbacks=[keras.callbacks.TerminateOnNaN(), record, logs],
+            )
     if not (folder / MODEL_FILE).exists():
         raise TrainingError(
             f"No epoch gave a finite loss. {_MEND}. Received: "
@@ -415,10 +434,17 @@ class RunRecord(keras.callbacks.Callback):
         self.epochs_done = 0
         self.history = []
 
-    def restore(self, model: ForecastModel) -> None:
-        """Loads the newest backup into a compiled model, if there is one."""
+    def restore(self, model: ForecastModel, epochs: int) -> None:
+        """Loads the newest backup into a compiled model, if there is one.
+
+        A run that has ended has none any more, and its history is whole.
+        """
         backups = sorted(self._backups())
         if not backups:
+            path = self._folder / HISTORY_FILE
+            rows = files.read_json(path) if path.exists() else []
+            if rows and _has_ended(rows, epochs, self._patience):
+                self.history, self.epochs_done = rows, len(rows)
             return
         model.load_weights(backups[-1])
         self.epochs_done = int(backups[-1].name.split(".")[0])
@@ -427,9 +453,7 @@ class RunRecord(keras.callbacks.Callback):
 
     def is_finished(self, epochs: int) -> bool:
         """Whether a restored run has nothing left to train."""
-        if self.history and not math.isfinite(self.history[-1]["loss"]):
-            return True
-        return self.epochs_done >= epochs or self._has_waited()
+        return _has_ended(self.history, epochs, self._patience)
 
     def require_room(self, model: ForecastModel) -> None:
         """Refuses to go on where an epoch could not be written.
@@ -480,16 +504,11 @@ class RunRecord(keras.callbacks.Callback):
         for path in older:
             if path != target:
                 path.unlink()
-        if self._has_waited():
+        if _has_ended(self.history, math.inf, self._patience):
             self.model.stop_training = True
 
     def _backups(self):
         return (self._folder / _BACKUP_FOLDER).glob(_BACKUPS)
-
-    def _has_waited(self):
-        best = self.best_epoch()
-        waited = len(self.history) - 1 - (-1 if best is None else best)
-        return bool(self.history) and waited >= self._patience
 
 
 def _num_bytes(variables):

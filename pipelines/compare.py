@@ -39,6 +39,7 @@ from m2m_tf.data import schema, windows
 from m2m_tf.data.dataset import ForecastData
 from m2m_tf.data.panel import table_fingerprints
 from m2m_tf.evaluation import MEDIAN_SUFFIX, evaluate_intervals
+from m2m_tf.evaluation_run import ForecastError
 from m2m_tf.models import unused_settings
 from pipelines.steps import write_source_tables
 
@@ -61,7 +62,8 @@ def run_study(
 ) -> pathlib.Path:
     """Runs what is missing and writes the page.
 
-    Interrupted, it writes the page of what is finished.
+    Interrupted, it writes the page of what is finished. A training that
+    diverges is noted on it, and the others go on.
 
     Args:
         config: The study.
@@ -136,7 +138,8 @@ class _Study:
         for seed in config.seeds:
             for dataset in datasets:
                 for model in config.models:
-                    self._score(dataset, model, chosen[model], seed)
+                    if chosen[model] is not None:
+                        self._score(dataset, model, chosen[model], seed)
 
     def sweep(self, setting):
         values = self.config.sweeps[setting]
@@ -153,6 +156,11 @@ class _Study:
                 swept.load_spec()  # Refused before the search's trainings.
         dataset.prepare()  # The page tells of it, whatever is swept.
         changes = self._search(dataset, "m2m")
+        if changes is None:
+            raise StudyError(
+                f"Every candidate of M2M has failed, see {self.results}.md, so "
+                "there is nothing to sweep. Give `search` others."
+            )
         for seed in self.config.seeds:
             for value in values:
                 merged = _swept_changes(changes, setting, value)
@@ -172,7 +180,9 @@ class _Study:
         for model in self.config.models:
             search[model] = self._tried(first, model)
             if all(trial["result"] for trial in search[model]):
-                chosen[model] = _best(search[model])
+                changes = _best(search[model])
+                if changes is not None:
+                    chosen[model] = changes
         datasets = {}
         for label in self.config.data:
             dataset = _Dataset(self, label)
@@ -190,11 +200,23 @@ class _Study:
         sweeps = {}
         trials = self._tried(first, "m2m")
         if all(trial["result"] for trial in trials):
-            sweeps = {
-                setting: self._swept(first, setting, _best(trials))
-                for setting in self.config.sweeps
-            }
-        return {"search": search, "datasets": datasets, "sweeps": sweeps}
+            changes = _best(trials)
+            if changes is not None:
+                sweeps = {
+                    setting: self._swept(first, setting, changes)
+                    for setting in self.config.sweeps
+                }
+        return {
+            "search": search,
+            "datasets": datasets,
+            "sweeps": sweeps,
+            "failed": [
+                {"file": str(path.relative_to(self.results))} | row
+                for label in self.config.data
+                for path in sorted((self.results / label).glob("*-seed*.json"))
+                if "failed" in (row := files.read_json(path))
+            ],
+        }
 
     def _swept(self, dataset, setting, changes):
         """Finished runs of each value of a sweep."""
@@ -209,7 +231,7 @@ class _Study:
         rows = [
             _read(dataset.path(name, key, seed)) for seed in self.config.seeds
         ]
-        return [row for row in rows if row]
+        return [row for row in rows if row and "failed" not in row]
 
     def _sweep_name(self, setting, value):
         name = f"sweep_{setting}_{value}"
@@ -274,12 +296,17 @@ class _Study:
         self.report(f"{dataset.label}: {name or model}, seed {seed}, {split}")
         started = time.monotonic()
         folder = dataset.work / "trainings" / path.stem
-        if model in TREES:
-            result = self._run_trees(data, model, changes, seed, split)
-        else:
-            result = self._run_network(
-                data, model, changes, seed, split, folder
-            )
+        try:
+            if model in TREES:
+                result = self._run_trees(data, model, changes, seed, split)
+            else:
+                result = self._run_network(
+                    data, model, changes, seed, split, folder
+                )
+        # The others' runs still tell something.
+        except (training.TrainingError, ForecastError) as error:
+            result = {"failed": str(error), "forecasts": None}
+            self.report(f"failed: {error}")
         forecasts = result.pop("forecasts")
         result |= {
             "dataset": dataset.label,
@@ -290,8 +317,11 @@ class _Study:
             "seconds": round(time.monotonic() - started),
             "versions": _versions(),
         }
-        scores = dataset.score(data, split, forecasts)
-        if searched:
+        if forecasts is None:
+            if searched:
+                result["validation_score"] = None
+        elif searched:
+            scores = dataset.score(data, split, forecasts)
             labels = dataset.labels(data, split)
             result["validation_score"] = float(
                 comparison.overall(
@@ -299,12 +329,13 @@ class _Study:
                 )
             )
         else:
+            scores = dataset.score(data, split, forecasts)
             result["sums"] = comparison.to_lists(scores)
             if dataset.lookback is not None:
                 # Of the samples active in the shortest lookback alone.
                 labels = dataset.labels(data, split)
                 result["labels"] = comparison.to_lists(labels)
-        if model not in TREES:
+        if model not in TREES and forecasts is not None:
             # What else is worth keeping is in the result.
             tensorboard.keep_logs(
                 folder,
@@ -316,7 +347,7 @@ class _Study:
         files.write_compact_json(path, result)
         if model not in TREES:
             # Only now: killed before, a study has nothing to train again.
-            shutil.rmtree(folder)
+            shutil.rmtree(folder, ignore_errors="failed" in result)
         return result
 
     def _run_network(self, data, model, changes, seed, split, folder):
@@ -654,9 +685,15 @@ def _swept_changes(changes, setting, value):
 
 
 def _best(trials):
-    """Changes of the trial with the least validation deviance."""
+    """Changes of the trial with the least validation deviance.
+
+    None if all of several have failed.
+    """
     if len(trials) == 1:
         return trials[0]["changes"]
+    trials = [trial for trial in trials if "failed" not in trial["result"]]
+    if not trials:
+        return None
     return min(trials, key=lambda trial: trial["result"]["validation_score"])[
         "changes"
     ]

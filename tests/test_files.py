@@ -50,6 +50,31 @@ def test_what_a_killed_process_has_left_goes_with_the_next_try(tmp_path):
     assert names(tmp_path) == sorted(["1", busy])
 
 
+KILLED_IN_ITS_PLACE = """
+import os, shutil, signal, sys
+from m2m_tf import files
+def kill(path):
+    os.kill(os.getpid(), signal.SIGKILL)
+files._remove = kill
+with files.replacing(sys.argv[1]) as temporary:
+    temporary.mkdir()
+    (temporary / "new").write_text("x")
+"""
+
+
+def test_a_folder_is_replaced_whole(tmp_path):
+    """Killed while the old one is removed, the new one is there already."""
+    folder = tmp_path / "tables"
+    folder.mkdir()
+    (folder / "old").write_text("x")
+    kill_one(folder, KILLED_IN_ITS_PLACE)
+    assert names(folder) == ["new"]
+    assert len(names(tmp_path)) == 2
+    with files.replacing(folder) as temporary:
+        temporary.mkdir()
+    assert (names(folder), names(tmp_path)) == ([], ["tables"])
+
+
 def test_a_scratch_folder_stays_as_long_as_it_is_used(tmp_path, monkeypatch):
     kill_one(tmp_path, KILLED_WITH_SCRATCH)
     (left,) = names(tmp_path)

@@ -367,3 +367,10 @@ def test_public_metrics_reload():
     for metric_class in [*METRICS, CellMetrics]:
         registered = keras.saving.get_registered_name(metric_class)
         assert registered == f"m2m_tf>{metric_class.__name__}"
+
+
+@pytest.mark.parametrize("kind", [list, tuple, np.array])
+def test_float64_takes_numbers_as_they_are(kind):
+    metric = NMAE(dtype="float64")
+    metric.update_state(kind([16777216.0]), kind([16777217.0]))
+    assert float(metric.result()) == 1 / 16777216

@@ -80,6 +80,9 @@ def page(world, tmp_path_factory):
             },
         },
         "sweeps": {},
+        "failed": [
+            {"file": "made/m2m-1-seed3.json", "failed": "No epoch\nwas finite."}
+        ],
     }
     path = write_page(config, folder, collected, command="m2m-tf compare x")
     assert (folder / "made_differences.png").stat().st_size > 1000
@@ -91,6 +94,10 @@ def test_tells_how_it_was_made(page):
     assert "panel `abc`" in page
     assert page.count("Tables of `spec.yaml` as they were on 2025-06-14.") == 1
     assert "numpy 2" in page
+
+
+def test_runs_that_failed_are_told(page):
+    assert "| `made/m2m-1-seed3.json` | No epoch was finite. |" in page
 
 
 def test_overall_scores_are_means_over_cells_with_their_spread(page, world):

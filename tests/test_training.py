@@ -199,6 +199,30 @@ def test_stops_after_epochs_without_a_better_loss(tmp_path):
     assert len(record.history) == 4 and record.is_finished(10)
 
 
+def test_a_run_that_has_ended_is_known_by_its_history(tmp_path):
+    """It has no backup any more; one that was killed early has none yet."""
+    run_record(tmp_path, [3.0, 2.0, 2.5]).discard_backup()
+    for epochs, done in ((3, 3), (4, 0)):
+        record = run_record(tmp_path, [])
+        record.restore(None, epochs)
+        assert record.epochs_done == len(record.history) == done
+        assert record.is_finished(epochs) == bool(done)
+    run_record(tmp_path, [3.0, 2.0, 2.5, 2.1, 1.0]).discard_backup()
+    record = run_record(tmp_path, [])
+    record.restore(None, 10)  # Patience had come to an end.
+    assert record.is_finished(10) and record.epochs_done == 4
+
+
+def test_a_finished_training_is_not_repeated(
+    clinic_data, trained, tmp_path, monkeypatch
+):
+    folder = tmp_path / "finished"
+    shutil.copytree(trained[0], folder)
+    monkeypatch.setattr(keras.Model, "fit", None)
+    history = training.train(clinic_data, SMALL_MODEL, SMALL_TRAINING, folder)
+    assert history == files.read_json(folder / "history.json") == trained[1]
+
+
 def test_a_loss_that_is_not_finite_is_never_the_best(tmp_path):
     record = run_record(tmp_path, [float("nan")])
     # Killed here and run again, it goes no further either.
@@ -286,6 +310,10 @@ def test_refit_wants_a_finished_training(all_days, trained, tmp_path):
     with pytest.raises(training.TrainingError, match="no finished training"):
         refit()
     backup.unlink()
+    rows = files.read_json(folder / "history.json")
+    files.write_json(folder / "history.json", rows[:1])  # Killed before it.
+    with pytest.raises(training.TrainingError, match="no finished training"):
+        refit()
     (folder / "history.json").unlink()
     with pytest.raises(FileNotFoundError, match="history.json"):
         refit()

@@ -139,6 +139,10 @@ class Preprocessor(keras.layers.Layer):
             name: tf.where(mask[:, :, None], raw[name], 0.0)
             for name in schema.past_sequences(spec)
         }
+        if spec.known_future:
+            raw[schema.KNOWN_FUTURE] = tf.where(
+                mask[:, -spec.horizon :, None], raw[schema.KNOWN_FUTURE], 0.0
+            )
         levels = self._log_levels(raw)
         inputs = {
             schema.SEQUENCE_MASK: tf.cast(mask, tf.int32),

@@ -15,13 +15,13 @@ import shutil
 
 import numpy as np
 import polars as pl
-import tensorflow as tf
+import polars.selectors as cs
 from tqdm import tqdm
 
 from m2m_tf import __version__, files
 from m2m_tf.config import DatasetSpec, fingerprint
 from m2m_tf.data import panel, schema, validation, windows
-from m2m_tf.export import CONTRACT_FILE, make_contract
+from m2m_tf.export import CONTRACT_FILE, load_version, make_contract
 from m2m_tf.signatures import PREDICT
 from m2m_tf.versions import latest_version
 
@@ -116,7 +116,8 @@ def score_tables(
         ContractError: If the spec's columns are not the model's, `output` is
             no place for forecasts, or the folder holds something else.
         DataValidationError: If the tables break the data contract.
-        FileNotFoundError: If there is no SavedModel.
+        DamagedModel: If the SavedModel cannot be loaded.
+        FileNotFoundError: If there is none.
 
     Example:
 
@@ -208,15 +209,8 @@ class _Scoring:
         self._grids = grids
         self._concerns = concerns
         # It lives as long as its signature is used.
-        try:
-            self._model = tf.saved_model.load(str(version))
-            self._predict = self._model.signatures[PREDICT]
-        # What a damaged file raises is TensorFlow's: of any kind.
-        except Exception as error:
-            raise ContractError(
-                f"{version}: cannot be loaded, as after a copy that broke off. "
-                f"Copy it again. Received: {error}"
-            ) from error
+        self._model = load_version(version)
+        self._predict = self._model.signatures[PREDICT]
 
     def write_parts(self, folder):
         """Writes what the folder lacks; returns the summary of all of it."""
@@ -250,6 +244,7 @@ class _Scoring:
                     "forecasts": len(table),
                     "unknown": unknown,
                     "inactive": inactive,
+                    "infinite": _not_finite(table),
                 }
                 files.write_json(folder / _STATE_FILE, state)
         parts = state["parts"].values()
@@ -261,7 +256,7 @@ class _Scoring:
             sum(part["forecasts"] for part in parts),
             {name: count for name, count in totals.items() if count},
             sum(part["inactive"] for part in parts),
-            self._concerns,
+            (*self._concerns, *_infinite(parts)),
         )
 
     def _state_of(self, folder):
@@ -366,6 +361,24 @@ class _Scoring:
             count = int((~values.is_in(known)).sum())
             unknown[name] = count * len(table) // max(len(values), 1)
         return table, unknown
+
+
+def _not_finite(table):
+    """Column → number of forecasts that overflowed, where any did."""
+    counts = table.select((~cs.float().is_finite()).sum()).row(0, named=True)
+    return {name: count for name, count in counts.items() if count}
+
+
+def _infinite(parts):
+    """Concerns about forecasts that are no numbers, output by output."""
+    totals = collections.Counter()
+    for part in parts:
+        totals.update(part["infinite"])
+    return [
+        f"{count:,} forecasts of {name} are not finite; the model has learned "
+        "from nothing like these rows"
+        for name, count in sorted(totals.items())
+    ]
 
 
 def _part(folder, chunk):

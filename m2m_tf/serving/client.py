@@ -223,6 +223,8 @@ class _Rest:
         self._path = f"/v1/models/{urllib.parse.quote(name, safe='')}"
         if version is not None:
             self._path += f"/versions/{version}"
+        # Of a signature with one output, which an answer does not name.
+        self._only_output = {}
 
     def close(self):
         self._client.close()
@@ -230,6 +232,11 @@ class _Rest:
     def signatures(self, seconds):
         told = self._ask("GET", f"{self._path}/metadata", None, seconds)
         found = _told(told, "metadata", SIGNATURE_DEF, SIGNATURE_DEF)
+        self._only_output = {
+            signature: next(iter(outputs))
+            for signature, definition in found.items()
+            if len(outputs := definition.get("outputs", ())) == 1
+        }
         return {
             signature: {
                 name: tf.TensorSpec(
@@ -253,7 +260,7 @@ class _Rest:
         told = self._ask("POST", f"{self._path}:predict", body, seconds)
         outputs = _told(told, "outputs")
         if not isinstance(outputs, dict):
-            outputs = {"outputs": outputs}
+            outputs = {self._only_output.get(signature, "outputs"): outputs}
         return {name: np.array(values) for name, values in outputs.items()}
 
     def _ask(self, method, path, body, seconds):
@@ -401,11 +408,14 @@ def _array(name, columns, spec, count, specs):
     values = columns[name]
     try:
         if spec.dtype == tf.string:
-            flat = ["" if x is None else x for x in np.ravel(values).tolist()]
-            return np.array(
-                [x if isinstance(x, bytes) else x.encode() for x in flat],
-                object,
-            ).reshape(np.shape(values))
+            # As objects: NumPy's own bytes lose the zeros at their end.
+            texts = np.asarray(values, object)
+            flat = ["" if x is None else x for x in texts.ravel().tolist()]
+            encoded = np.empty(len(flat), object)
+            encoded[:] = [
+                x if isinstance(x, bytes) else x.encode() for x in flat
+            ]
+            return encoded.reshape(texts.shape)
         if spec.dtype.is_integer:
             return _whole_numbers(values, spec.dtype.as_numpy_dtype)
         return np.array(values, spec.dtype.as_numpy_dtype)

@@ -21,7 +21,13 @@ from m2m_tf.baselines import naive
 from m2m_tf.config import PushSettings
 from m2m_tf.data import schema, windows
 from m2m_tf.data.dataset import ForecastData
-from m2m_tf.export import CONTRACT_FILE, EVALUATED_FOLDER, EXTRA_FOLDER
+from m2m_tf.export import (
+    CONTRACT_FILE,
+    EVALUATED_FOLDER,
+    EXTRA_FOLDER,
+    DamagedModel,
+    load_version,
+)
 from m2m_tf.signatures import (
     EXPLAIN,
     PREDICT,
@@ -177,7 +183,11 @@ def _judge(copy, source, serving, data, settings):
         rivals = {_CANDIDATE: judged, _REFIT: copy}
     if serving is not None:
         rivals[_SERVING] = _judged(serving)
-    sample, first, wrong = _forecast_test_rows(rivals, data)
+    try:
+        sample, first, wrong = _forecast_test_rows(rivals, data)
+    except DamagedModel as error:
+        # Its copy, which goes, has another name than the candidate.
+        raise PushRefused(str(error).replace(str(copy), str(source))) from error
     served_tasks = ()
     if _SERVING in sample:
         contract = files.read_json(serving / CONTRACT_FILE)
@@ -244,7 +254,7 @@ def rollback(folder: str | os.PathLike) -> pathlib.Path:
         ]
         # Where a model was pushed twice, back is another one.
         others = [path for path in earlier if not _same(path, versions[-1])]
-        earlier = others or earlier
+        earlier = [path for path in others or earlier if _can_be_loaded(path)]
         if not earlier:
             raise PushRefused(
                 f"{folder}: no version before {newest} is left to go back to. "
@@ -353,9 +363,7 @@ def _forecast_test_rows(versions, data):
     spec = data.spec
     names = list(schema.raw_features(spec))
     # The models live as long as their signatures are used.
-    models = {
-        key: tf.saved_model.load(str(path)) for key, path in versions.items()
-    }
+    models = {key: load_version(path) for key, path in versions.items()}
     parts = {}
     first = None
     wrong = collections.Counter()
@@ -653,6 +661,15 @@ def _lacking(version):
         if not (version / name).exists():
             return name
     return None
+
+
+def _can_be_loaded(version):
+    try:
+        load_version(version)
+    except DamagedModel as error:
+        print(f"left out: {error}")
+        return False
+    return True
 
 
 def _now():

@@ -173,11 +173,11 @@ def test_levels_of_a_binary_task_are_of_days_not_of_amounts(clinic_data, raw):
 def test_only_observed_days_count_whatever_a_caller_says(
     clinic_data, raw, told, meant
 ):
-    names = ("behavior_sequence", "performance_sequence")
+    names = ("behavior_sequence", "performance_sequence", "known_future")
     plain = {name: value.numpy() for name, value in raw.items()}
     cut = {name: plain[name].copy() for name in names}
     for values in cut.values():
-        values[:, : values.shape[1] - meant] = 0.0
+        values[:, : max(values.shape[1] - meant, 0)] = 0.0
     cut["days_observed"] = np.full(16, max(meant, 1))
     ours = clinic_data.preprocessor(
         plain | {"days_observed": np.full(16, told)}

@@ -1,6 +1,7 @@
 import dataclasses
 import datetime
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -64,6 +65,38 @@ def test_page_tells_every_model_and_what_it_was_made_by(folders):
     ):
         assert text in page, text
     assert (folders / "results/clinics/clinics_differences.png").exists()
+
+
+@pytest.mark.slow
+def test_a_training_that_diverges_stops_no_other(
+    config, folders, tmp_path, monkeypatch
+):
+    """Of MMoE one candidate and a seed; of M2M the files are there."""
+    shutil.copytree(folders, tmp_path / "study")
+    results = tmp_path / "study" / "results"
+    for path in (results / "clinics" / "clinics").glob("*mmoe*.json"):
+        path.unlink()
+    train = compare.training.train
+    started = []
+
+    def diverging(data, model, settings, folder):
+        started.append((settings.learning_rate, settings.seed))
+        if settings.learning_rate == 0.001 or settings.seed == 1:
+            raise compare.training.TrainingError("The loss | is infinite.")
+        return train(data, model, settings, folder)
+
+    monkeypatch.setattr(compare.training, "train", diverging)
+    for _ in range(2):
+        run_study(config, results, tmp_path / "study" / "runs")
+        assert started == [(0.001, 0), (0.01, 0), (0.01, 0), (0.01, 1)]
+    page = (results / "clinics.md").read_text()
+    failed = page.partition("## Runs that failed")[2].partition("\n## ")[0]
+    assert failed.count("The loss \\| is infinite.") == 2
+    assert failed.count("`clinics/search_mmoe-") == 1
+    assert "| mmoe | 1 |" in page and "| m2m | 2 |" in page
+    search = page.partition("## Search")[2]
+    assert "| mmoe | learning_rate 0.001 | - |" in search
+    assert not any((tmp_path / "study").rglob("trainings/*"))
 
 
 @pytest.mark.slow

@@ -5,6 +5,7 @@ import shutil
 import signal
 import subprocess
 import sys
+import types
 
 import numpy as np
 import polars as pl
@@ -14,7 +15,7 @@ from tables import write_clinic_tables
 from m2m_tf import training
 from m2m_tf.config import DatasetSpec
 from m2m_tf.data import panel, validation, windows
-from m2m_tf.export import CONTRACT_FILE
+from m2m_tf.export import CONTRACT_FILE, DamagedModel
 from m2m_tf.serving import batch_scoring
 
 
@@ -309,8 +310,33 @@ def test_a_damaged_model_is_named(
 ):
     version = shutil.copytree(exported / "1", tmp_path / "7")
     (version / file).write_bytes(content)
-    with pytest.raises(batch_scoring.ContractError, match="/7.* broke off"):
+    with pytest.raises(
+        (batch_scoring.ContractError, DamagedModel), match="/7.* broke off"
+    ):
         score(version, clinic_spec, tmp_path)
+
+
+def test_forecasts_that_overflow_are_told(
+    exported, clinic_spec, tmp_path, monkeypatch
+):
+    load = batch_scoring.load_version
+
+    def overflowing(version):
+        model = load(version)
+
+        def predict(**rows):
+            told = dict(signature(**rows))
+            return told | {"fees": told["fees"] * [[1.0], [np.inf], [1.0]] * 12}
+
+        signature = model.signatures["predict"]
+        predict.structured_outputs = signature.structured_outputs
+        return types.SimpleNamespace(signatures={"predict": predict}, of=model)
+
+    monkeypatch.setattr(batch_scoring, "load_version", overflowing)
+    summary = batch_scoring.score_tables(
+        exported, clinic_spec, clinic_spec.end, tmp_path / "out.parquet"
+    )
+    assert "mind: 12 forecasts of fees are not finite" in str(summary)
 
 
 def test_activity_of_a_known_future_column_is_not_told(

@@ -9,6 +9,8 @@ import pytest
 import tensorflow as tf
 from local_server import NAME, ROWS, running
 
+from m2m_tf import files
+from m2m_tf.export import CONTRACT_FILE
 from m2m_tf.serving.client import Client, RequestError, ServerUnavailable
 from m2m_tf.serving.model_store import LoadedModel
 from m2m_tf.signatures import default_values
@@ -149,6 +151,27 @@ def test_what_a_new_version_takes_is_learned_anew(client, raw, expected):
             assert told.columns == sorted(expected)
         else:
             check(client.predict(short), expected)
+
+
+class Lengths(tf.Module):
+    """A model of one output, which TF Serving's REST answers do not name."""
+
+    @tf.function(input_signature=[tf.TensorSpec([None], tf.string, "text")])
+    def predict(self, text):
+        return {"length": tf.cast(tf.strings.length(text), "float32")[:, None]}
+
+
+def test_one_output_has_its_name_and_bytes_are_whole(tmp_path):
+    module, version = Lengths(), tmp_path / "1"
+    tf.saved_model.save(module, version, {"predict": module.predict})
+    (version / CONTRACT_FILE).parent.mkdir()
+    signatures = {"predict": {"method": "tensorflow/serving/predict"}}
+    files.write_json(version / CONTRACT_FILE, {"signatures": signatures})
+    with running(tmp_path) as server:
+        for address in server.addresses.values():
+            with Client(address, NAME) as one:
+                told = one.predict({"text": [b"a\0\0", "é", "", None]})
+            assert told.to_dict(as_series=False) == {"length": [3, 2, 0, 0]}
 
 
 def test_unknown_names_are_refused_at_once(server, client, raw):

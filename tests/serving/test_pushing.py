@@ -447,6 +447,26 @@ def test_broken_versions_are_named_and_never_published(
     files.write_json(copy / "3" / RECEIPT_FILE, {})
     assert rollback(copy) == copy / "4"
     assert files.read_json(copy / "4" / RECEIPT_FILE)["copy_of"] == 1
+    weights = copy / "1" / "variables" / "variables.data-00000-of-00001"
+    for name in ("5", "6"):
+        shutil.copytree(copy / "1", copy / name)
+        pass_for(copy / name, f"model {name}")
+        files.write_json(copy / name / RECEIPT_FILE, {})
+    os.truncate(copy / "5" / weights.relative_to(copy / "1"), 1000)
+    # Five is there, but cannot be loaded.
+    assert rollback(copy) == copy / "7"
+    assert files.read_json(copy / "7" / RECEIPT_FILE)["copy_of"] == 1
+    candidate = shutil.copytree(exported, copy.parent / "candidate")
+    os.truncate(candidate / "1" / weights.relative_to(copy / "1"), 1000)
+    with pytest.raises(PushRefused, match="candidate/1: cannot be loaded"):
+        push(candidate, clinic_data, copy, LENIENT)
+    os.truncate(copy / "7" / weights.relative_to(copy / "1"), 1000)
+    with pytest.raises(PushRefused, match="served/7: cannot be loaded"):
+        push(exported, clinic_data, copy, LENIENT)
+    assert numbers(copy) == [1, 2, 3, 4, 5, 6, 7]
+    shutil.rmtree(copy / "7")
+    shutil.rmtree(copy / "6")
+    shutil.rmtree(copy / "5")
     (copy / "4" / RECEIPT_FILE).write_text("")
     with pytest.raises(PushRefused, match="push.json: is no JSON"):
         rollback(copy)
