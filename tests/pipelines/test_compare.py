@@ -98,6 +98,22 @@ def test_a_training_that_diverges_stops_no_other(
     assert "| mmoe | learning_rate 0.001 | - |" in search
     assert not any((tmp_path / "study").rglob("trainings/*"))
 
+    def failing(*_):
+        raise compare.training.TrainingError("No epoch gave a finite loss.")
+
+    # Where all candidates have failed the model is left out.
+    monkeypatch.setattr(compare.training, "train", failing)
+    for path in (results / "clinics" / "clinics").glob("*mmoe*.json"):
+        path.unlink()
+    run_study(config, results, tmp_path / "study" / "runs")
+    page = (results / "clinics.md").read_text()
+    assert page.count("No epoch gave a finite loss.") == 2
+    assert "| m2m | 2 |" in page and "| mmoe | 1 |" not in page
+    for path in (results / "clinics" / "clinics").glob("search_m2m*.json"):
+        path.unlink()
+    with pytest.raises(StudyError, match="Every candidate of M2M has failed"):
+        run_study(config, results, tmp_path / "study" / "runs", "knowledge_dim")
+
 
 @pytest.mark.slow
 def test_one_small_file_for_each_run(folders):

@@ -316,6 +316,9 @@ def test_a_damaged_model_is_named(
         score(version, clinic_spec, tmp_path)
 
 
+FACTORS = np.array([[1.0], [np.inf], [1.0]] * 12, "float32")
+
+
 def test_forecasts_that_overflow_are_told(
     exported, clinic_spec, tmp_path, monkeypatch
 ):
@@ -326,7 +329,7 @@ def test_forecasts_that_overflow_are_told(
 
         def predict(**rows):
             told = dict(signature(**rows))
-            return told | {"fees": told["fees"] * [[1.0], [np.inf], [1.0]] * 12}
+            return told | {"fees": told["fees"] * FACTORS}
 
         signature = model.signatures["predict"]
         predict.structured_outputs = signature.structured_outputs

@@ -166,7 +166,8 @@ def test_one_output_has_its_name_and_bytes_are_whole(tmp_path):
     tf.saved_model.save(module, version, {"predict": module.predict})
     (version / CONTRACT_FILE).parent.mkdir()
     signatures = {"predict": {"method": "tensorflow/serving/predict"}}
-    files.write_json(version / CONTRACT_FILE, {"signatures": signatures})
+    contract = {"signatures": signatures, "inputs": {}}
+    files.write_json(version / CONTRACT_FILE, contract)
     with running(tmp_path) as server:
         for address in server.addresses.values():
             with Client(address, NAME) as one:
