@@ -187,6 +187,8 @@ def _panel_values(path, entity, scenario, date, notes):
             )
         elif facts["filled"]:
             filled[name] = facts["filled"]
+        else:
+            notes.append(f"No task of {path.name}, {name}: all values are 0")
     if not filled:
         raise ValueError(
             f"{path}: has no column of numbers, none negative and not all 0, "

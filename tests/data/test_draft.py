@@ -167,7 +167,9 @@ def test_what_may_be_negative_or_is_empty_is_no_task(tmp_path):
     frame = days(100, refunds=-1.0, nothing=0, note="x").with_columns(
         pl.col("orders").alias("2nd order (%)")
     )
-    spec = draft(frame, tmp_path).spec
+    told = draft(frame, tmp_path)
+    assert "No task of p.parquet, nothing: all values are 0" in told.notes
+    spec = told.spec
     assert spec.task_names == ("orders", "_2nd_order____")
     assert spec.performance == ("orders", "refunds", "nothing", "2nd order (%)")
 
