@@ -159,9 +159,8 @@ def _panel_values(path, entity, scenario, date, notes):
     frame = panels.scan_table(path)
     dtypes = frame.collect_schema()
     day = panels.as_day(date, dtypes[date])
-    numbers = _panel_numbers(
-        frame, day, set(dtypes) - {entity, scenario, date}, path, notes
-    )
+    keys = (entity, scenario, date)
+    numbers = _panel_numbers(frame, day, keys, path, notes)
     pairs = pl.struct(pl.col(entity, scenario).cast(pl.String))
     told = frame.select(
         day.min().alias("start"),
@@ -229,10 +228,10 @@ def _as_name(text):
     return f"_{name}" if name[:1].isdigit() else name
 
 
-def _panel_numbers(frame, day, names, path, notes):
+def _panel_numbers(frame, day, keys, path, notes):
     """The panel's columns of numbers, in its order; notes on the others."""
     dtypes = frame.collect_schema()
-    names = [name for name in dtypes if name in names]
+    names = [name for name in dtypes if name not in keys]
     fillings = _fillings(
         frame, [n for n in names if validation.holds_numbers(dtypes[n])]
     )

@@ -254,8 +254,9 @@ def rollback(folder: str | os.PathLike) -> pathlib.Path:
         ]
         # Where a model was pushed twice, back is another one.
         others = [path for path in earlier if not _same(path, versions[-1])]
-        earlier = [path for path in others or earlier if _can_be_loaded(path)]
-        if not earlier:
+        newest_first = reversed(others or earlier)
+        back = next(filter(_can_be_loaded, newest_first), None)
+        if back is None:
             raise PushRefused(
                 f"{folder}: no version before {newest} is left to go back to. "
                 f"There are {[int(path.name) for path in versions]}"
@@ -265,13 +266,13 @@ def rollback(folder: str | os.PathLike) -> pathlib.Path:
                     else "."
                 )
             )
-        receipt = _receipt(earlier[-1]) | {
+        receipt = _receipt(back) | {
             "pushed": _now(),
-            "copy_of": _origin(earlier[-1]),
+            "copy_of": _origin(back),
             "withdrawn": withdrawn,
-            "withdrawn_models": _withdrawn_models(versions[-1], earlier[-1]),
+            "withdrawn_models": _withdrawn_models(versions[-1], back),
         }
-        return _publish(earlier[-1], folder, receipt)
+        return _publish(back, folder, receipt)
 
 
 def is_withdrawn(

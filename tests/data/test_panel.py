@@ -17,11 +17,6 @@ from m2m_tf.data import panel, validation
 from m2m_tf.data.dataset import ForecastData
 
 
-@pytest.fixture(scope="module")
-def source(clinic_spec):
-    return pl.read_parquet(clinic_spec.panel)
-
-
 def test_csv_gives_the_same_records(clinic_spec, source, tmp_path):
     spec = with_panel(clinic_spec, tmp_path, source, "panel.csv")
     validation.validate_tables(spec)

@@ -21,11 +21,6 @@ from m2m_tf.data.dataset import ForecastData
 from m2m_tf.models import build_model
 
 
-@pytest.fixture(scope="module")
-def source(clinic_spec):
-    return pl.read_parquet(clinic_spec.panel)
-
-
 def problems_of(spec):
     with pytest.raises(validation.DataValidationError) as caught:
         validation.validate_tables(spec)
