@@ -90,11 +90,12 @@ _CONFIG = "pipelines/configs/compare_simulator.yaml"
 
 def simulate_group(first, count, num_truths, scenario_dependence, folder):
     """Simulates one group as `write_tables` does, into arrays of pairs."""
+    world = simulator.make_world(scenario_dependence)
     cutoffs, opening = simulator.plan(
-        simulator.make_spec(DAYS, scenario_dependence)
+        simulator.make_spec(DAYS, scenario_dependence), world
     )
     tables = simulator.simulate_group(
-        simulator.make_world(scenario_dependence),
+        world,
         first,
         count,
         days=DAYS,
@@ -105,15 +106,11 @@ def simulate_group(first, count, num_truths, scenario_dependence, folder):
 
     def scattered(table, date, names, empty):
         """Values `[count, S, DAYS, columns]`, `empty` where there is no row."""
-        full = np.full(
-            (count, len(simulator.SCENARIOS), DAYS, len(names)), empty
-        )
+        scenarios = world.scenarios["scenario"]
+        full = np.full((count, len(scenarios), DAYS, len(names)), empty)
         places = (
             table["advertiser"].str.slice(1).cast(int) - first,
-            table["scenario"].replace_strict(
-                simulator.SCENARIOS["scenario"],
-                range(len(simulator.SCENARIOS)),
-            ),
+            table["scenario"].replace_strict(scenarios, range(len(scenarios))),
             (table[date] - simulator.START).dt.total_days(),
         )
         full[tuple(place.to_numpy() for place in places)] = table.select(
@@ -329,8 +326,8 @@ def _attributes(panel, seen):
         return encodings
 
     scenarios = {
-        name: simulator.SCENARIOS[name].to_numpy()
-        for name in simulator.SCENARIOS.columns
+        column.name: column.to_numpy()
+        for column in simulator.make_world().scenarios
     }
     scenarios = {
         name: values.astype(str) if values.dtype == object else values

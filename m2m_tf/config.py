@@ -581,6 +581,7 @@ class SimulatorSource:
         seed: Seeds the advertisers.
         scenario_dependence: False gives all scenarios the same mechanisms.
         mechanism_strength: How much behaviours move log rates.
+        scenarios: Number of scenarios, six at least.
 
     Example:
 
@@ -594,6 +595,7 @@ class SimulatorSource:
     seed: Annotated[int, Field(ge=0)] = 0
     scenario_dependence: bool = True
     mechanism_strength: _NonNegative = 0.5
+    scenarios: Annotated[int, Field(ge=6)] = 6
 
 
 @dataclass(frozen=True, config=_STRICT)

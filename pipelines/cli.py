@@ -220,6 +220,7 @@ def _parser():
         ("days", 240, "days simulated"),
         ("seed", 0, "seeds the advertisers"),
         ("mechanism-strength", 0.5, "how much behaviours move rates"),
+        ("scenarios", 6, "number of scenarios"),
     ):
         _add_setting(command, name, default, text)
     command.add_argument(
@@ -448,6 +449,7 @@ def _simulate(options):
             seed=options.seed,
             scenario_dependence=not options.same_mechanisms,
             mechanism_strength=options.mechanism_strength,
+            scenarios=options.scenarios,
         )
     print(f"tables: {output / 'spec.yaml'}")
 

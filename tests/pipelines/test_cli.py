@@ -30,7 +30,8 @@ def test_serve_has_the_servers_defaults():
 def test_simulate_has_the_simulators_defaults(flags, dependence):
     told = _defaults("simulate", "folder", *flags)
     parameters = inspect.signature(simulator.write_tables).parameters
-    for name in ("advertisers", "days", "seed", "mechanism_strength"):
+    names = ("advertisers", "days", "seed", "mechanism_strength", "scenarios")
+    for name in names:
         assert told[name] == parameters[name].default
     assert (not told["same_mechanisms"]) == dependence
     assert parameters["scenario_dependence"].default is True

@@ -27,6 +27,11 @@ Advertisers' totals in two scenarios go together through size, quality and
 budget and apart through `own` and the mechanisms, whose variances set the
 correlations of the paper's Table 1; the shares of scenarios are those of its
 Table 3. One minor scenario opens late in the training days, one after them.
+
+Six scenarios with six attributes tell next to nothing of one another's
+mechanisms: what five of them have does not give away the sixth's. With further
+scenarios there is something to carry over. They are drawn by chance, all of
+them minor ones, of each six one that opens late and one after training.
 """
 
 import dataclasses
@@ -63,36 +68,51 @@ BEHAVIOR = [
 TASKS = ["pv", "click", "expenditure", "gmv", "active_days"]
 CATEGORIES = 8
 
-SCENARIOS = pl.DataFrame(
-    [
+_SCENARIO_COLUMNS = {
+    "scenario": pl.String,
+    "placement": pl.String,
+    "pricing": pl.String,
+    "intent": pl.Float32,
+    "visibility": pl.Float32,
+    "brand_focus": pl.Float32,
+}
+# The paper's. Attributes; share of advertisers that ever run a campaign there
+# (Table 3 by samples); share of the training days after which the scenario
+# opens; spread of what an advertiser has of its own there (the correlations);
+# logs of views, clicks per view, cost per click, and orders per click.
+_SCENARIOS = [
+    (
         ("sponsored_search", "search", "cpc", 0.9, 0.6, 0.4),
+        (0.97, 0.0, 0.2),
+        (4.2, -2.8, -0.3, -2.6),
+    ),
+    (
         ("display", "banner", "cpm", 0.1, 0.9, 0.5),
+        (0.020, 0.0, 0.9),
+        (4.6, -4.2, -0.9, -3.6),
+    ),
+    (
         ("star_shop", "shop", "cpm", 0.5, 0.7, 0.9),
+        (0.055, 0.7, 0.9),
+        (4.0, -3.4, -0.3, -2.8),
+    ),
+    (
         ("news_feed", "feed", "cpc", 0.2, 0.8, 0.2),
+        (0.29, 0.0, 0.2),
+        (4.0, -3.4, -0.6, -3.4),
+    ),
+    (
         ("brand_search", "search", "cpm", 0.8, 0.7, 1.0),
+        (0.032, 0.0, 0.8),
+        (3.2, -2.2, 0.3, -1.9),
+    ),
+    (
         ("live", "feed", "cpm", 0.4, 0.8, 0.7),
-    ],
-    schema={
-        "scenario": pl.String,
-        "placement": pl.String,
-        "pricing": pl.String,
-        "intent": pl.Float32,
-        "visibility": pl.Float32,
-        "brand_focus": pl.Float32,
-    },
-    orient="row",
-)
-# Share of advertisers that ever run a campaign there (Table 3 by samples).
-_REACH = np.array([0.97, 0.020, 0.055, 0.29, 0.032, 0.030])
-# Share of the training days after which a scenario opens.
-_OPENING = np.array([0.0, 0.0, 0.7, 0.0, 0.0, 1.0])
-# Spread of what an advertiser has of its own in a scenario: the correlations.
-_OWN = np.array([0.2, 0.9, 0.9, 0.2, 0.8, 0.8])
-_PV_BASE = np.array([4.2, 4.6, 4.0, 4.0, 3.2, 3.8])
-# Logs of clicks per view, cost per click and orders per click.
-_CLICK = np.array([-2.8, -4.2, -3.4, -3.4, -2.2, -3.2])
-_COST = np.array([-0.3, -0.9, -0.3, -0.6, 0.3, -0.3])
-_ORDER = np.array([-2.6, -3.6, -2.8, -3.4, -1.9, -2.9])
+        (0.030, 1.0, 0.8),
+        (3.8, -3.2, -0.3, -2.9),
+    ),
+]
+LEAST_SCENARIOS = len(_SCENARIOS)
 _QUALITY = np.array([0.1, 0.5, 0.3, 0.8])
 _BASKET_SPREAD = 0.6
 _VIEW_SHAPE = 3.0
@@ -111,15 +131,25 @@ _CONTINUATIONS = 100
 
 @dataclasses.dataclass(frozen=True)
 class World:
-    """What is drawn once: mechanisms and the categories' tastes.
+    """What is drawn once: scenarios, mechanisms and the categories' tastes.
 
     Args:
-        mechanism: W before the category, `[S, 4, K]`, for the log rates of
-            views, clicks per view, cost per click, and orders per click.
+        scenarios: The table of scenarios.
+        reach: Share of advertisers that ever run a campaign there, `[S]`.
+        opening: Share of the training days after which it opens, `[S]`.
+        own: Spread of what an advertiser has of its own there, `[S]`.
+        base: Logs of views, clicks per view, cost per click, and orders per
+            click, `[S, 4]`.
+        mechanism: W before the category, `[S, 4, K]`, for these four.
         by_category: What a category adds, `[C, S, 4, K]`.
         strength: w.
     """
 
+    scenarios: pl.DataFrame
+    reach: np.ndarray
+    opening: np.ndarray
+    own: np.ndarray
+    base: np.ndarray
     mechanism: np.ndarray
     by_category: np.ndarray
     strength: float
@@ -134,15 +164,22 @@ class World:
 def make_world(
     scenario_dependence: bool = True,
     mechanism_strength: float = MECHANISM_STRENGTH,
+    scenarios: int = LEAST_SCENARIOS,
 ) -> World:
     """Draws the mechanisms.
 
     Args:
         scenario_dependence: False gives every scenario the same ones.
         mechanism_strength: w.
+        scenarios: Number of scenarios.
     """
     rng = np.random.default_rng(_WORLD_SEED)
-    attributes = SCENARIOS.select(
+    further = range(LEAST_SCENARIOS, scenarios)
+    described = [*_SCENARIOS, *(_draw_scenario(number) for number in further)]
+    rows, shares, base = zip(*described, strict=True)
+    table = pl.DataFrame(list(rows), schema=_SCENARIO_COLUMNS, orient="row")
+    reach, opening, own_spread = np.array(shares).T
+    attributes = table.select(
         (pl.col("placement") == "search").cast(pl.Float32).alias("search"),
         (pl.col("placement") == "feed").cast(pl.Float32).alias("feed"),
         (pl.col("pricing") == "cpc").cast(pl.Float32).alias("cpc"),
@@ -158,9 +195,35 @@ def make_world(
     shared = rng.normal(0, 0.5, (width, 4, num_behaviors))
     own = rng.normal(0, 0.25, (CATEGORIES, width, 4, num_behaviors))
     return World(
-        np.einsum("si,itk->stk", attributes, shared),
-        np.einsum("si,citk->cstk", attributes, own),
-        mechanism_strength,
+        scenarios=table,
+        reach=reach,
+        opening=opening,
+        own=own_spread,
+        base=np.array(base),
+        mechanism=np.einsum("si,itk->stk", attributes, shared),
+        by_category=np.einsum("si,citk->cstk", attributes, own),
+        strength=mechanism_strength,
+    )
+
+
+def _draw_scenario(number):
+    """A minor scenario, the same whatever their number is."""
+    rng = np.random.default_rng([_WORLD_SEED, number])
+    attributes = rng.uniform(0, 1, 3).round(2)
+    return (
+        (
+            f"scenario_{number:03d}",
+            str(rng.choice(["search", "banner", "shop", "feed"])),
+            str(rng.choice(["cpc", "cpm"])),
+            *attributes.tolist(),
+        ),
+        (
+            np.exp(rng.uniform(np.log(0.02), np.log(0.06))),
+            # As the six.
+            (0.0, 0.0, 0.7, 0.0, 0.0, 1.0)[number % 6],
+            rng.uniform(0.2, 0.9),
+        ),
+        rng.uniform((3.2, -4.2, -0.9, -3.6), (4.6, -2.2, 0.3, -1.9)),
     )
 
 
@@ -171,6 +234,7 @@ def write_tables(
     seed: int = 0,
     scenario_dependence: bool = True,
     mechanism_strength: float = MECHANISM_STRENGTH,
+    scenarios: int = LEAST_SCENARIOS,
 ) -> pathlib.Path:
     """Writes `panel`, `profile`, `scenarios`, `true_rates` and `spec.yaml`.
 
@@ -188,19 +252,21 @@ def write_tables(
         seed: Seeds the advertisers.
         scenario_dependence: False gives all scenarios the same mechanisms.
         mechanism_strength: How much behaviours move log rates, w; 0: not.
+        scenarios: Number of scenarios, six at least.
 
     Returns:
         The path of the written `spec.yaml`.
 
     Raises:
-        ValueError: If there are too few advertisers or days, or the seed or
-            the strength is negative.
+        ValueError: If there are too few advertisers, days or scenarios, or
+            the seed or the strength is negative.
     """
     for name, value, least in (
         ("advertisers", advertisers, 1),
         ("days", days, MIN_DAYS),
         ("seed", seed, 0),
         ("mechanism_strength", mechanism_strength, 0),
+        ("scenarios", scenarios, LEAST_SCENARIOS),
     ):
         if value < least:
             raise ValueError(
@@ -208,8 +274,8 @@ def write_tables(
             )
     folder = pathlib.Path(output_dir)
     spec = make_spec(days, scenario_dependence)
-    world = make_world(scenario_dependence, mechanism_strength)
-    cutoffs, opening = plan(spec)
+    world = make_world(scenario_dependence, mechanism_strength, scenarios)
+    cutoffs, opening = plan(spec, world)
     parts = {"panel": [], "profile": [], "true_rates": []}
     chunks = range(0, advertisers, _CHUNK)
     with files.replacing(folder / "parts") as temporary:
@@ -232,7 +298,7 @@ def write_tables(
             path.unlink()
     (folder / "parts").rmdir()
     with files.replacing(folder / "scenarios.parquet") as path:
-        SCENARIOS.write_parquet(path)
+        world.scenarios.write_parquet(path)
     # Last: a folder with a spec has its tables.
     path = folder / "spec.yaml"
     files.write_text(path, yaml.safe_dump(spec, sort_keys=False))
@@ -275,25 +341,27 @@ def make_spec(days: int, scenario_dependence: bool) -> dict:
     }
 
 
-def plan(spec: dict) -> tuple[list[int], np.ndarray]:
+def plan(spec: dict, world: World) -> tuple[list[int], np.ndarray]:
     """Cutoffs to tell the best forecasts at, and each scenario's first day.
 
     Args:
         spec: From `make_spec`.
+        world: From `make_world`.
 
     Returns:
         Tuple of day numbers and an array `[S]` of day numbers.
 
     Example:
 
-    >>> cutoffs, opening = plan(make_spec(140, scenario_dependence=True))
-    >>> len(opening) == len(SCENARIOS)
-    True
+    >>> spec = make_spec(140, scenario_dependence=True)
+    >>> cutoffs, opening = plan(spec, make_world(scenarios=24))
+    >>> opening.shape
+    (24,)
     """
     dataset = parse(DatasetSpec, spec)
     splits = windows.make_splits(dataset)
     training_days = windows.last_fit_day(dataset) + 1
-    opening = np.ceil(_OPENING * training_days).astype(int)
+    opening = np.ceil(world.opening * training_days).astype(int)
     return [*splits.validation, *splits.test], opening
 
 
@@ -310,6 +378,7 @@ class _Advertisers:
     season: np.ndarray  # [A, 2]: amplitude, phase
     weekend: np.ndarray
     eager: np.ndarray  # [A, K]: log intensity of behaviours
+    base: np.ndarray  # [S, 4], the same for all
     own: np.ndarray  # [A, S]
     joins: np.ndarray  # [A, S]: ever runs a campaign there
     start: np.ndarray  # [A, S]: daily probability to start
@@ -364,8 +433,9 @@ def simulate_group(
 
     Example:
 
-    >>> _, opening = plan(make_spec(140, scenario_dependence=True))
-    >>> tables = simulate_group(make_world(), 0, 20, 140, 0, [], opening)
+    >>> world = make_world()
+    >>> _, opening = plan(make_spec(140, scenario_dependence=True), world)
+    >>> tables = simulate_group(world, 0, 20, 140, 0, [], opening)
     >>> tables["profile"].height
     20
     """
@@ -379,14 +449,21 @@ def simulate_group(
     ids = np.array([f"a{first + i:07d}" for i in range(count)])
     # A continuation looks at day numbers alone, so that what follows the
     # cutoff on the path that happened is not known to it.
+    names = world.scenarios["scenario"].to_numpy()
     panel, truth = [], []
     for day in range(days):
         state, _, drawn = _advance(state, people, day, day >= opening, rng)
-        panel.append(_panel_rows(drawn, ids, day))
+        panel.append(_panel_rows(drawn, ids, names, day))
         if day in cutoffs:
             truth.append(
                 _best_forecasts(
-                    state, people, day, opening, ids, future_seed.spawn(1)[0]
+                    state,
+                    people,
+                    day,
+                    opening,
+                    ids,
+                    names,
+                    future_seed.spawn(1)[0],
                 )
             )
     tables = {"panel": pl.concat(panel), "profile": _profile(people, ids, rng)}
@@ -396,8 +473,7 @@ def simulate_group(
 
 
 def _draw_advertisers(rng, world, count):
-    num_scenarios = len(SCENARIOS)
-    pairs = (count, num_scenarios)
+    pairs = (count, len(world.scenarios))
     category = rng.integers(CATEGORIES, size=count)
     return _Advertisers(
         size=_bounded(rng.normal(0, 1.3, count), _LARGEST),
@@ -411,8 +487,9 @@ def _draw_advertisers(rng, world, count):
         ),
         weekend=rng.normal(0.1, 0.3, count),
         eager=rng.normal(-1.2, 0.7, (count, len(BEHAVIOR))),
-        own=rng.normal(0, 1, pairs) * _OWN,
-        joins=rng.random(pairs) < _REACH,
+        base=world.base,
+        own=rng.normal(0, 1, pairs) * world.own,
+        joins=rng.random(pairs) < world.reach,
         start=rng.beta(2, 18, pairs),
         stop=rng.beta(2, 38, pairs),
         weights=world.weights(category),
@@ -480,11 +557,12 @@ def _advance(state, people, day, is_open, rng):
     season = season + people.weekend * (day % 7 >= 5)
     level = people.size + budget + season
     quality = people.quality[:, None] * _QUALITY
-    views = level[..., None] + people.own + demand + _PV_BASE
+    base_pv, base_click, base_cost, base_order = people.base.T
+    views = level[..., None] + people.own + demand + base_pv
     views = np.exp(views + moved[..., 0] + quality[:, None, 0]) * running
-    click_share = _sigmoid(_CLICK + moved[..., 1] + quality[:, None, 1])
-    cost = np.exp(_COST + moved[..., 2] + quality[:, None, 2])
-    order_share = np.exp(_ORDER + moved[..., 3] + quality[:, None, 3])
+    click_share = _sigmoid(base_click + moved[..., 1] + quality[:, None, 1])
+    cost = np.exp(base_cost + moved[..., 2] + quality[:, None, 2])
+    order_share = np.exp(base_order + moved[..., 3] + quality[:, None, 3])
     price = 20 * np.exp(people.price)[:, None]
     # Mean of a gamma mixture: the share of days without a view.
     none = (_VIEW_SHAPE / (_VIEW_SHAPE + views)) ** _VIEW_SHAPE
@@ -532,7 +610,7 @@ def _sigmoid(values):
     return 1 / (1 + np.exp(-values))
 
 
-def _best_forecasts(state, people, day, opening, ids, seed):
+def _best_forecasts(state, people, day, opening, ids, names, seed):
     """Mean and median of the coming week given the state, all pairs."""
     rng = np.random.default_rng(seed)
     state = state.repeated(_CONTINUATIONS)
@@ -545,7 +623,6 @@ def _best_forecasts(state, people, day, opening, ids, seed):
     values = {"mean": expected, "median": np.median(totals, axis=0)}
     kept = people.joins & (day >= opening)
     rows, columns = np.nonzero(kept)
-    names = SCENARIOS["scenario"].to_numpy()
     return pl.DataFrame(
         {
             "advertiser": ids[rows],
@@ -560,10 +637,9 @@ def _best_forecasts(state, people, day, opening, ids, seed):
     )
 
 
-def _panel_rows(happened, ids, day):
+def _panel_rows(happened, ids, names, day):
     behavior, tasks = happened["behavior"], happened["tasks"]
     rows, columns = np.nonzero((behavior > 0).any(-1) | (tasks > 0).any(-1))
-    names = SCENARIOS["scenario"].to_numpy()
     values = {
         name: array[rows, columns, index].astype("float32")
         for group, array in ((BEHAVIOR, behavior), (TASKS, tasks))

@@ -152,6 +152,41 @@ def test_more_advertisers_leave_the_first_groups_alone(tmp_path, monkeypatch):
     )
 
 
+def test_more_scenarios_leave_the_first_as_they_are(tmp_path):
+    few, more = (simulator.make_world(scenarios=count) for count in (9, 24))
+    assert more.scenarios[:9].equals(few.scenarios)
+    assert few.scenarios[:6].equals(simulator.make_world().scenarios)
+    assert (more.reach[1:6].max() < 0.3) and (more.reach[6:] <= 0.06).all()
+    path = simulator.write_tables(
+        tmp_path / "more", advertisers=300, days=140, scenarios=24
+    )
+    spec = DatasetSpec.load(path)
+    summary = validation.validate_tables(spec)
+    assert summary.scenarios == 24
+    first = (
+        read(path.parent, "panel")
+        .group_by("scenario")
+        .agg(pl.col("date").min())
+    )
+    opened = {
+        name: windows.day_number(spec, day) for name, day in first.iter_rows()
+    }
+    assert len(opened) == 24
+    # Of each six one opens late, one when no training is left.
+    last = windows.last_fit_day(spec)
+    names = more.scenarios["scenario"]
+    assert all(opened[name] > last for name in names[5::6])
+    assert all(last / 2 < opened[name] for name in names[2::6])
+    assert all(opened[name] < last / 2 for name in names[::6])
+
+
+def test_mechanisms_of_further_scenarios_follow_from_the_others():
+    """Before the bound they are linear in the attributes, of which 6 are."""
+    mechanism = simulator.make_world(scenarios=24).mechanism.reshape(24, -1)
+    assert np.linalg.matrix_rank(mechanism[:18]) == 6
+    assert np.linalg.matrix_rank(mechanism) == 6
+
+
 def test_mechanisms_differ_by_scenario_only_if_they_should():
     categories = np.arange(simulator.CATEGORIES)
     weights = simulator.make_world().weights(categories)
@@ -175,6 +210,7 @@ def test_mechanisms_differ_by_scenario_only_if_they_should():
             {"mechanism_strength": -0.1},
             "`mechanism_strength` must be 0 at least.*=-0.1",
         ),
+        ({"scenarios": 5}, "`scenarios` must be 6 at least.*=5"),
     ],
 )
 def test_wrong_arguments(tmp_path, changes, message):
