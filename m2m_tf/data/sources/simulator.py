@@ -472,6 +472,30 @@ def simulate_group(
     return tables
 
 
+def moved_rates(behavior: np.ndarray, weights: np.ndarray) -> np.ndarray:
+    """What behaviours add to log rates day by day, for who knows W.
+
+    Args:
+        behavior: Daily counts `[N, days, K]`; what came before is not known.
+        weights: W of each row, `[N, 4, K]`, see `World.weights`.
+
+    Returns:
+        Array `[N, days, 4]`; the last day's is that of the day after.
+
+    Example:
+
+    >>> weights = make_world().weights(np.array([3]))[:, 0]
+    >>> moved_rates(np.ones((1, 40, 5)), weights).shape
+    (1, 40, 4)
+    """
+    effect = np.zeros((len(behavior), behavior.shape[2]))
+    days = []
+    for counts in np.moveaxis(behavior, 1, 0):
+        effect = _next_effect(effect, counts)
+        days.append(_moved(effect, weights))
+    return np.stack(days, axis=1)
+
+
 def _draw_advertisers(rng, world, count):
     pairs = (count, len(world.scenarios))
     category = rng.integers(CATEGORIES, size=count)
@@ -545,13 +569,8 @@ def _advance(state, people, day, is_open, rng):
     intensity = intensity * people.joins[..., None]
     behavior = rng.poisson(intensity)
     # What is done today works from tomorrow on.
-    moved = _bounded(
-        np.einsum("...sk,...stk->...st", state.effect, people.weights),
-        _MOST_MOVED,
-    )
-    effect = (1 - _DECAY) * state.effect + _DECAY * _STRENGTH * np.log1p(
-        behavior
-    )
+    moved = _moved(state.effect, people.weights)
+    effect = _next_effect(state.effect, behavior)
     year = 2 * np.pi * day / 365.25 + people.season[:, 1]
     season = people.season[:, 0] * np.sin(year)
     season = season + people.weekend * (day % 7 >= 5)
@@ -599,6 +618,16 @@ def _advance(state, people, day, is_open, rng):
     }
     after = _State(alive, running, budget, demand, mood, effect)
     return after, expected, happened
+
+
+def _moved(effect, weights):
+    """b(Σ_k W_tk z_k), `[..., 4]`."""
+    return _bounded(np.einsum("...k,...tk->...t", effect, weights), _MOST_MOVED)
+
+
+def _next_effect(effect, behavior):
+    """z of the day after."""
+    return (1 - _DECAY) * effect + _DECAY * _STRENGTH * np.log1p(behavior)
 
 
 def _bounded(values, most):

@@ -200,6 +200,23 @@ def test_mechanisms_differ_by_scenario_only_if_they_should():
     assert same.std(0).max() > 0.05
 
 
+def test_moved_rates_are_those_that_advertisers_have():
+    world = simulator.make_world(mechanism_strength=1.0)
+    behavior = np.random.default_rng(0).poisson(0.5, (4, 30, 5))
+    scenario, category = [0, 3, 3, 5], [1, 1, 7, 0]
+    weights = world.weights(np.array(category))[range(4), scenario]
+    moved = simulator.moved_rates(behavior, weights)
+    for row in range(4):
+        z = np.zeros(5)
+        for day in range(30):
+            z = 0.9 * z + 0.1 * 2.5 * np.log(1 + behavior[row, day])
+            for task in range(4):
+                total = sum(weights[row, task, k] * z[k] for k in range(5))
+                assert moved[row, day, task] == pytest.approx(
+                    2 * np.tanh(total / 2)
+                )
+
+
 @pytest.mark.parametrize(
     "changes, message",
     [
