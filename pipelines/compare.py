@@ -317,24 +317,21 @@ class _Study:
             "seconds": round(time.monotonic() - started),
             "versions": _versions(),
         }
-        if forecasts is None:
-            if searched:
-                result["validation_score"] = None
-        elif searched:
+        if searched:
+            result["validation_score"] = None
+        if forecasts is not None:
             scores = dataset.score(data, split, forecasts)
             labels = dataset.labels(data, split)
-            result["validation_score"] = float(
-                comparison.overall(
-                    comparison.cell_values(scores, labels, "relative_deviance")
+            if searched:
+                values = comparison.cell_values(
+                    scores, labels, "relative_deviance"
                 )
-            )
-        else:
-            scores = dataset.score(data, split, forecasts)
-            result["sums"] = comparison.to_lists(scores)
-            if dataset.lookback is not None:
-                # Of the samples active in the shortest lookback alone.
-                labels = dataset.labels(data, split)
-                result["labels"] = comparison.to_lists(labels)
+                result["validation_score"] = float(comparison.overall(values))
+            else:
+                result["sums"] = comparison.to_lists(scores)
+                if dataset.lookback is not None:
+                    # Of the samples active in the shortest lookback alone.
+                    result["labels"] = comparison.to_lists(labels)
         if model not in TREES and forecasts is not None:
             # What else is worth keeping is in the result.
             tensorboard.keep_logs(
@@ -345,9 +342,9 @@ class _Study:
                 else {},
             )
         files.write_compact_json(path, result)
-        if model not in TREES:
+        if folder.exists():
             # Only now: killed before, a study has nothing to train again.
-            shutil.rmtree(folder, ignore_errors="failed" in result)
+            shutil.rmtree(folder)
         return result
 
     def _run_network(self, data, model, changes, seed, split, folder):

@@ -676,14 +676,18 @@ def _day_concerns(spec, days):
     rows = np.zeros((last - first).days + 1, int)
     rows[(days[spec.date] - first).dt.total_days()] = days[_COUNT]
     if len(days) < _LEAST_DAYS * len(rows):
-        return [
-            *concerns,
+        concerns.append(
             f"only {len(days)} of {len(rows)} days have rows, the others "
             "count as zeros; is it a table of weeks or months? The panel has "
-            "a row for each day",
-        ]
-    if len(rows) < 14:  # Some days have no other of their weekday.
-        return concerns
+            "a row for each day"
+        )
+    elif len(rows) >= 14:  # Else some days have no other of their weekday.
+        concerns += _thin_days(first, rows)
+    return concerns
+
+
+def _thin_days(first, rows):
+    """What to tell of days with far fewer rows than is usual."""
     # Usual is what the same weekday has in the four weeks on both sides.
     weeks = 4
     padded = np.pad(rows.astype(float), 7 * weeks, constant_values=np.nan)
@@ -697,7 +701,7 @@ def _day_concerns(spec, days):
     few = (3 * rows < usual) & (usual - rows > 3 * np.sqrt(usual))
     numbers = np.flatnonzero(few).tolist()
     if not numbers:
-        return concerns
+        return []
     shown = ", ".join(
         f"{first + datetime.timedelta(day)} ({rows[day]:,}, usually "
         f"{usual[day]:,.0f})"
@@ -705,7 +709,6 @@ def _day_concerns(spec, days):
     )
     have = "1 day has" if len(numbers) == 1 else f"{len(numbers)} days have"
     return [
-        *concerns,
         f"{have} far fewer rows than is usual on the weekday: {shown}; were "
         "they loaded whole? What has no row counts as zeros",
     ]
