@@ -34,6 +34,7 @@ WORLDS = {
     for strength in (0.5, 1.0)
 }
 PLAIN, TOLD = "LightGBM", "told the mechanisms"
+_PARTS = ["in the major scenario", "in known minor ones", "in new ones"]
 # Over how many of the last days what they have added is averaged: what the
 # week to come is to be compared with. 1: what they add on the day after.
 _SPANS = (1, 7, simulator.LOOKBACK)
@@ -73,19 +74,18 @@ def run(name, work, path):
         name: np.concatenate([raw[name] for raw in splits[2]])
         for name in (windows.LABELS, schema.ENTITY, schema.SCENARIO)
     }
-    known = {
-        name: index
-        for index, name in enumerate(data.preprocessor.scenario_names)
+    scenarios = data.preprocessor.scenario_names
+    scored = (
+        data.preprocessor.scenario_ids(schema.as_text(test[schema.SCENARIO])),
+        comparison.entity_groups(schema.as_text(test[schema.ENTITY])),
+        len(scenarios),
+    )
+    kinds = {
+        PLAIN: (data.spec, splits),
+        TOLD: _told(data.spec, splits, world),
     }
-    names = schema.as_text(test[schema.SCENARIO])
-    scenario = [known.get(name, 0) for name in names]
-    groups = comparison.entity_groups(schema.as_text(test[schema.ENTITY]))
-    scored = scenario, groups, len(known)
     sums = {}
-    for kind, told in ((PLAIN, False), (TOLD, True)):
-        spec, batches = data.spec, splits
-        if told:
-            spec, batches = _told(data.spec, splits, world)
+    for kind, (spec, batches) in kinds.items():
         made = lightgbm.forecast(spec, *batches)
         sums[kind] = comparison.forecast_sums(
             test[windows.LABELS],
@@ -99,7 +99,7 @@ def run(name, work, path):
         {
             "version": __version__,
             "data": to_values(source),
-            "scenarios": list(known),
+            "scenarios": list(scenarios),
             "labels": comparison.to_lists(labels),
             "sums": {k: comparison.to_lists(v) for k, v in sums.items()},
         },
@@ -157,7 +157,7 @@ def report(results):
         result = files.read_json(path)
         versions.add(result["version"])
         rows.append([name, *_texts(result)])
-    head = ["", PLAIN, TOLD, "takes off, over all", *PARTS]
+    head = ["", PLAIN, TOLD, "takes off, over all", *_PARTS]
     return "\n".join(
         [
             "# What knowing the mechanisms is worth",
@@ -173,17 +173,14 @@ def report(results):
             "and orders per click, as the simulator reckons it, on the day "
             "after the cutoff and in the mean of the last 7 and "
             f"{simulator.LOOKBACK} days. A model that learns the mechanisms "
-            "can hope for about as much, and no model for much more. Poisson "
-            "deviance / mean label on the test split, the mean over task × "
-            "scenario, one seed; 95 % intervals over entities; trees are "
-            "stopped early by the validation split.",
+            "can hope for about as much. Poisson deviance / mean label on the "
+            "test split, the mean over task × scenario, one seed; 95 % "
+            "intervals over entities; trees are stopped early by the "
+            "validation split.",
             "",
             *study_page.markdown_table(head, rows),
         ]
     )
-
-
-PARTS = ["in the major scenario", "in known minor ones", "in new ones"]
 
 
 def _texts(result):

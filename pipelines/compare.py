@@ -317,21 +317,10 @@ class _Study:
             "seconds": round(time.monotonic() - started),
             "versions": _versions(),
         }
-        if searched:
-            result["validation_score"] = None
         if forecasts is not None:
-            scores = dataset.score(data, split, forecasts)
-            labels = dataset.labels(data, split)
-            if searched:
-                values = comparison.cell_values(
-                    scores, labels, "relative_deviance"
-                )
-                result["validation_score"] = float(comparison.overall(values))
-            else:
-                result["sums"] = comparison.to_lists(scores)
-                if dataset.lookback is not None:
-                    # Of the samples active in the shortest lookback alone.
-                    result["labels"] = comparison.to_lists(labels)
+            result |= _scores(dataset, data, split, forecasts)
+        elif searched:
+            result["validation_score"] = None
         if model not in TREES and forecasts is not None:
             # What else is worth keeping is in the result.
             tensorboard.keep_logs(
@@ -554,18 +543,14 @@ class _Dataset:
             scored = sample["scored"]
             sample = {k: x[scored] for k, x in sample.items()}
             sample["scored"] = scored
-            names = data.preprocessor.scenario_names
-            known = {name: index for index, name in enumerate(names)}
-            sample["scenario"] = np.array(
-                [known.get(name, 0) for name in sample["name"]]
-            )
+            sample["scenario"] = data.preprocessor.scenario_ids(sample["name"])
             sample["groups"] = comparison.entity_groups(sample["entity"])
-            sample["num_scenarios"] = len(names)
+            sample["num_scenarios"] = len(data.preprocessor.scenario_names)
             sample["labels"] = comparison.label_sums(
                 sample["y_true"],
                 sample["scenario"],
                 sample["groups"],
-                len(names),
+                sample["num_scenarios"],
             )
             self._samples[split] = sample
         return self._samples[split]
@@ -615,6 +600,20 @@ class _Dataset:
             },
         }
         files.write_compact_json(path, values)
+
+
+def _scores(dataset, data, split, forecasts):
+    """What a result keeps of its scores: of a search one figure."""
+    scores = dataset.score(data, split, forecasts)
+    labels = dataset.labels(data, split)
+    if split == "validation":
+        values = comparison.cell_values(scores, labels, "relative_deviance")
+        return {"validation_score": float(comparison.overall(values))}
+    kept = {"sums": comparison.to_lists(scores)}
+    if dataset.lookback is not None:
+        # Of the samples active in the shortest lookback alone.
+        kept["labels"] = comparison.to_lists(labels)
+    return kept
 
 
 def _differing(values, others):

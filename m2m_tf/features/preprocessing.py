@@ -5,7 +5,7 @@ Everything fitted comes from days up to the last training label day. The same
 """
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 
 import keras
 import numpy as np
@@ -213,6 +213,21 @@ class Preprocessor(keras.layers.Layer):
     def known_scenarios(self) -> tuple[str, ...]:
         """Scenarios that training has seen, in the order of their ids."""
         return tuple(self.statistics.vocabularies[schema.SCENARIO])
+
+    def scenario_ids(self, names: Iterable[str]) -> np.ndarray:
+        """Ids `[N]` of N scenarios, 0 of those that training has not seen.
+
+        Example:
+
+        >>> data.preprocessor.scenario_names
+        ('(unknown)', 'booked', 'video', 'walk_in')
+        >>> data.preprocessor.scenario_ids(["walk_in", "by_post"])
+        array([3, 0])
+        """
+        ids = {
+            name: index for index, name in enumerate(self.known_scenarios, 1)
+        }
+        return np.array([ids.get(name, 0) for name in names], int)
 
     def task_weights(self) -> dict[str, float]:
         """λ_t of each task (eq. 19), with `inverse_mean` resolved."""
@@ -529,8 +544,9 @@ def _fit_edges(spec, rows):
     if spec.cross_scenario_totals:
         columns = spec.behavior + spec.performance
         for name in columns:
+            # Exact in float64, so that no order of rows changes them.
             total = rows.group_by(spec.entity, spec.date).agg(
-                pl.col(name).sum()
+                pl.col(name).cast(pl.Float64).sum()
             )
             values = total.select(name).collect().to_series().to_numpy()
             edges[schema.TOTAL_PREFIX + name] = quantile_edges(values)

@@ -1,4 +1,5 @@
 import dataclasses
+import pathlib
 
 import numpy as np
 import pytest
@@ -57,3 +58,9 @@ def test_worlds_differ_in_scenarios_and_strength_alone():
     assert len(worlds) == 4
     first = dataclasses.replace(worlds[0], scenarios=24, mechanism_strength=1.0)
     assert first == worlds[-1]
+
+
+def test_the_repository_holds_the_page_of_its_results():
+    results = pathlib.Path("docs/results/mechanisms")
+    page = results.with_suffix(".md")
+    assert mechanisms.report(results) == page.read_text("utf-8")

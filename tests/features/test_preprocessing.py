@@ -198,6 +198,8 @@ def test_a_value_called_as_keras_calls_unknown_ones(clinic_data, raw):
     assert ids.tolist() == [3, 1, 2, 0]
     names = [preprocessor.scenario_names[index] for index in ids]
     assert names == ["walk_in", "[UNK]", "booked", "(unknown)"]
+    texts = schema.as_text(batch["scenario"])
+    assert preprocessor.scenario_ids(texts).tolist() == ids.tolist()
 
 
 def test_unknown_values_fall_to_id_zero(clinic_data, raw):
@@ -324,6 +326,19 @@ def test_nothing_after_the_last_training_day_moves_what_is_fitted(tmp_path):
     )
     assert ours.pop("num_samples") and theirs.pop("num_samples")
     assert ours == theirs
+
+
+def test_what_is_fitted_does_not_depend_on_the_order_of_rows(tmp_path):
+    fitted = []
+    for seed in range(3):
+        spec = DatasetSpec.load(write_clinic_tables(tmp_path / str(seed)))
+        rows = pl.read_parquet(spec.panel).sample(
+            fraction=1, shuffle=True, seed=seed
+        )
+        rows.write_parquet(spec.panel)
+        data = ForecastData.prepare(spec, tmp_path / f"records_{seed}")
+        fitted.append(data.preprocessor.statistics)
+    assert fitted[0] == fitted[1] == fitted[2]
 
 
 def test_without_held_out_days_all_days_are_fitted_on(clinic_data, all_days):

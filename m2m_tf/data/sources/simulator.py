@@ -209,6 +209,7 @@ def make_world(
 def _draw_scenario(number):
     """A minor scenario, the same whatever their number is."""
     rng = np.random.default_rng([_WORLD_SEED, number])
+    _, (_, opening, _), _ = _SCENARIOS[number % LEAST_SCENARIOS]
     attributes = rng.uniform(0, 1, 3).round(2)
     return (
         (
@@ -219,8 +220,7 @@ def _draw_scenario(number):
         ),
         (
             np.exp(rng.uniform(np.log(0.02), np.log(0.06))),
-            # As the six.
-            (0.0, 0.0, 0.7, 0.0, 0.0, 1.0)[number % 6],
+            opening,
             rng.uniform(0.2, 0.9),
         ),
         rng.uniform((3.2, -4.2, -0.9, -3.6), (4.6, -2.2, 0.3, -1.9)),
