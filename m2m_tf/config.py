@@ -112,7 +112,8 @@ class AttributeColumns:
 
     Args:
         categorical: Columns of names, each value with an embedding of its own.
-        numeric: Columns of numbers, cut into buckets.
+        numeric: Columns of numbers, cut into buckets: of n ids √n at most,
+            and 32.
 
     Example:
 

@@ -51,7 +51,7 @@ class PanelSeries(tfds.core.GeneratorBasedBuilder):
     >>> records = builder.as_dataset(split="series")
     """
 
-    VERSION = tfds.core.Version("1.5.0")
+    VERSION = tfds.core.Version("1.6.0")
     RELEASE_NOTES = {
         "1.0.0": "Series records cut into windows when read.",
         "1.1.0": "The preprocessor beside them knows scenarios' attributes.",
@@ -59,6 +59,7 @@ class PanelSeries(tfds.core.GeneratorBasedBuilder):
         "1.3.0": "Without `activity`, series count from their first value on.",
         "1.4.0": "What is fitted has the most that a label can be.",
         "1.5.0": "What is fitted knows the first and last training cutoff.",
+        "1.6.0": "What is fitted has √n buckets of n values.",
     }
 
     def __init__(

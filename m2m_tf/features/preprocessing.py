@@ -5,6 +5,7 @@ Everything fitted comes from days up to the last training label day. The same
 """
 
 import dataclasses
+import math
 from collections.abc import Iterable, Sequence
 
 import keras
@@ -515,25 +516,26 @@ def label_unit(mean: float, whole: bool) -> float:
 def quantile_edges(values: np.ndarray) -> list[float]:
     """Edges of up to `NUM_BUCKETS` buckets of the non-zero values.
 
-    The edges of few values, such as an attribute of the scenarios, lie
-    half-way between them: a new scenario is then taken for the one nearest
-    to it, and never falls into a bucket of which nothing has been learned.
+    Of n values they are √n buckets at most, each of as many values. Were each
+    of the few values of a scenario attribute a bucket of its own, it would be
+    one more id, and tell nothing of a scenario that is new. Edges are values
+    themselves, so that no bucket is one of which nothing is learned.
 
     Example:
 
-    >>> quantile_edges(np.array([0.0, 1.0, 2.0, 4.0]))
-    [1.5, 3.0]
+    >>> quantile_edges(np.array([0.0, 1.0, 2.0, 4.0, 7.0]))
+    [4.0]
     """
+    # As raw features are: no edge may differ from its value by the rounding.
+    values = values.astype(np.float32)
     values = values[np.isfinite(values) & (values != 0)]
-    if not values.size:
+    num_buckets = min(NUM_BUCKETS, math.isqrt(values.size))
+    if num_buckets < 2:
         return []
-    if values.size <= NUM_BUCKETS:
-        distinct = np.unique(values.astype(np.float32))
-        return ((distinct[:-1] + distinct[1:]) / 2).tolist()
-    shares = np.arange(1, NUM_BUCKETS) / NUM_BUCKETS
-    edges = np.unique(np.quantile(values, shares).astype(np.float32))
+    shares = np.arange(1, num_buckets) / num_buckets
+    edges = np.unique(np.quantile(values, shares, method="higher"))
     # An edge at the smallest value would leave its bucket empty.
-    return [float(edge) for edge in edges if edge > values.min()]
+    return edges[edges > values.min()].tolist()
 
 
 def _fit_edges(spec, rows):

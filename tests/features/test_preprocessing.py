@@ -362,17 +362,29 @@ def test_without_held_out_days_all_days_are_fitted_on(clinic_data, all_days):
 def test_quantile_edges():
     assert quantile_edges(np.zeros(5)) == []
     assert quantile_edges(np.array([0.0, 2.0, 2.0, np.nan])) == []
-    edges = quantile_edges(np.arange(1000, dtype="float64"))
+    edges = quantile_edges(np.arange(10_000, dtype="float64"))
     assert len(edges) == 31 and edges == sorted(set(edges))
 
 
-def test_a_value_between_few_seen_ones_is_taken_for_the_nearest():
-    edges = quantile_edges(np.array([0.9, 0.1, 0.5, 0.5, 0.0]))
-    np.testing.assert_allclose(edges, [0.3, 0.7])
+@pytest.mark.parametrize(
+    ("number", "expected"),
+    [(1, [1]), (3, [3]), (5, [2, 3]), (21, [5, 5, 5, 6]), (99, [11] * 9)],
+)
+def test_few_values_share_few_buckets(number, expected):
+    values = np.linspace(0.05, 0.95, number, dtype="float32")
+    counts = np.bincount(np.digitize(values, quantile_edges(values)))
+    assert counts.tolist() == expected
 
 
-@given(st.lists(st.integers(1, 20), min_size=1, max_size=32))
-def test_no_bucket_of_few_values_is_without_one(values):
+def test_an_edge_is_a_value_in_float32():
+    assert quantile_edges(np.full(50, 0.1)) == []
+    edges = quantile_edges(np.array([0.1] * 8 + [0.7] * 8))
+    assert edges == [float(np.float32(0.7))]
+
+
+@given(st.lists(st.integers(1, 20), min_size=1, max_size=200))
+def test_no_bucket_is_without_a_value(values):
     values = np.array(values, "float32")
     edges = quantile_edges(values)
     assert set(np.digitize(values, edges)) == set(range(len(edges) + 1))
+    assert len(edges) < math.sqrt(len(values))
