@@ -31,4 +31,4 @@ from m2m_tf.data.dataset import ForecastData as ForecastData
 from m2m_tf.export import export_model as export_model
 from m2m_tf.training import train as train
 
-__version__ = "0.7.0"
+__version__ = "0.8.0"

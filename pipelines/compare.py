@@ -16,6 +16,7 @@ import numpy as np
 import polars as pl
 
 from m2m_tf import (
+    __version__,
     comparison,
     evaluation_run,
     files,
@@ -318,7 +319,7 @@ class _Study:
             "versions": _versions(),
         }
         if forecasts is not None:
-            result |= _scores(dataset, data, split, forecasts)
+            result |= dataset.kept_scores(data, split, forecasts)
         elif searched:
             result["validation_score"] = None
         if model not in TREES and forecasts is not None:
@@ -508,10 +509,20 @@ class _Dataset:
             self._write_labels(data)
         return data
 
-    def labels(self, data, split):
-        return self._sample(data, split)["labels"]
+    def kept_scores(self, data, split, forecasts):
+        """What a result keeps of its scores: of a search one figure."""
+        scores = self._score(data, split, forecasts)
+        labels = self._sample(data, split)["labels"]
+        if split == "validation":
+            values = comparison.cell_values(scores, labels, "relative_deviance")
+            return {"validation_score": float(comparison.overall(values))}
+        kept = {"sums": comparison.to_lists(scores)}
+        if self.lookback is not None:
+            # Of the samples active in the shortest lookback alone.
+            kept["labels"] = comparison.to_lists(labels)
+        return kept
 
-    def score(self, data, split, forecasts):
+    def _score(self, data, split, forecasts):
         sample = self._sample(data, split)
         return comparison.forecast_sums(
             sample["y_true"],
@@ -594,26 +605,12 @@ class _Dataset:
             "labels": comparison.to_lists(sample["labels"]),
             "forecasts": {
                 name: comparison.to_lists(
-                    self.score(data, "test", {"mean": mean, "median": median})
+                    self._score(data, "test", {"mean": mean, "median": median})
                 )
                 for name, (mean, median) in forecasts.items()
             },
         }
         files.write_compact_json(path, values)
-
-
-def _scores(dataset, data, split, forecasts):
-    """What a result keeps of its scores: of a search one figure."""
-    scores = dataset.score(data, split, forecasts)
-    labels = dataset.labels(data, split)
-    if split == "validation":
-        values = comparison.cell_values(scores, labels, "relative_deviance")
-        return {"validation_score": float(comparison.overall(values))}
-    kept = {"sums": comparison.to_lists(scores)}
-    if dataset.lookback is not None:
-        # Of the samples active in the shortest lookback alone.
-        kept["labels"] = comparison.to_lists(labels)
-    return kept
 
 
 def _differing(values, others):
@@ -700,7 +697,7 @@ def _read(path):
 
 
 def _versions():
-    found = {}
+    found = {"m2m_tf": __version__}
     for name in _PACKAGES:
         try:
             found[name] = importlib.metadata.version(name)

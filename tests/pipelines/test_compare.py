@@ -14,7 +14,7 @@ from tables import (
 )
 from tensorboard.backend.event_processing import event_accumulator
 
-from m2m_tf import files, tensorboard
+from m2m_tf import __version__, files, tensorboard
 from m2m_tf.config import (
     ConfigError,
     DatasetSpec,
@@ -60,7 +60,7 @@ def test_page_tells_every_model_and_what_it_was_made_by(folders):
         "last_week",
         "### M2M minus rival: NMAE",
         "learning_rate 0.01",
-        "tensorflow",
+        f"Seeds: 0, 1. Versions: m2m_tf {__version__}, tensorflow",
         "80 % intervals",
     ):
         assert text in page, text
