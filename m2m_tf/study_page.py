@@ -17,7 +17,7 @@ TITLES = {
     "median_smape": "SMAPE of the median",
     "smape": "SMAPE",
 }
-# Results of then do not tell which version of this library made them.
+# Older results do not tell which version of this library made them.
 _UNTOLD = {"m2m_tf": "before 0.8.0"}
 _HELD_AGAINST = ("nmae", "deviance", "median_nmae", "median_smape")
 
@@ -61,19 +61,20 @@ def read_notes(folder: pathlib.Path, default: str) -> str:
 
 
 def _origin(config, collected, command):
-    versions, seeds = {}, set()
-    for dataset in collected["datasets"].values():
-        for runs in dataset["models"].values():
-            for run in runs:
-                seeds.add(run["seed"])
-                for package, version in (_UNTOLD | run["versions"]).items():
-                    versions.setdefault(package, {})[version] = None
+    groups = [x["models"] for x in collected["datasets"].values()]
+    groups += collected["sweeps"].values()
+    runs = [run for group in groups for rows in group.values() for run in rows]
+    seeds = sorted({run["seed"] for run in runs})
+    versions = {}
+    for run in runs:
+        for package, version in (_UNTOLD | run["versions"]).items():
+            versions.setdefault(package, {})[version] = None
     lines = [
         "## Origin",
         "",
         f"Made by `{command}`, which runs only what `{config.name}/` holds no "
         "file for. Seeds: "
-        f"{', '.join(map(str, sorted(seeds)))}. "
+        f"{', '.join(map(str, seeds)) or 'none yet'}. "
         + (
             "Versions: "
             + ", ".join(f"{k} {' and '.join(v)}" for k, v in versions.items())

@@ -68,7 +68,7 @@ def page(world, tmp_path_factory):
     }
     folder = tmp_path_factory.mktemp("results") / "study"
     config = StudyConfig(
-        name="study", data={"made": "spec.yaml"}, seeds=(0, 1, 2)
+        name="study", data={"made": "spec.yaml"}, seeds=(0, 1, 2, 3, 4)
     )
     collected = {
         "search": {},
@@ -79,7 +79,7 @@ def page(world, tmp_path_factory):
                 "models": models,
             },
         },
-        "sweeps": {},
+        "sweeps": {"knowledge_dim": {8: [models["m2m"][0] | {"seed": 3}]}},
         "failed": [
             {"file": "made/m2m-1-seed3.json", "failed": "No epoch\nwas finite."}
         ],
@@ -93,7 +93,7 @@ def test_tells_how_it_was_made(page):
     assert "`m2m-tf compare x`" in page
     assert "panel `abc`" in page
     assert page.count("Tables of `spec.yaml` as they were on 2025-06-14.") == 1
-    assert "Seeds: 0, 1, 2. Versions: m2m_tf before 0.8.0, numpy 2." in page
+    assert "Seeds: 0, 1, 2, 3. Versions: m2m_tf before 0.8.0, numpy 2." in page
 
 
 def test_runs_that_failed_are_told(page):
