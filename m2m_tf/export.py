@@ -8,7 +8,6 @@ import pathlib
 import shutil
 from collections.abc import Mapping
 
-import keras
 import numpy as np
 import tensorflow as tf
 from tensorflow.core.protobuf import saved_model_pb2
@@ -93,17 +92,10 @@ def export_model(
     >>> export_model(model, data.preprocessor, "saved_models/new").name
     '1'
     """
-    archive = keras.export.ExportArchive()
-    archive.track(preprocessor)
-    archive.track(model)
     made = signatures.make_signatures(model, preprocessor)
-    for name, signature in made.items():
-        archive.add_endpoint(
-            name, signature.function, input_signature=[signature.inputs]
-        )
     version = next_version(folder)
     with files.replacing(version) as temporary:
-        archive.write_out(str(temporary), verbose=False)
+        _write_saved_model(temporary, model, preprocessor, made)
         _name_regress_methods(temporary, made)
         (temporary / EXTRA_FOLDER).mkdir(exist_ok=True)
         if evaluated is not None:
@@ -261,11 +253,33 @@ def _describe_tensors(tensors):
     }
 
 
+def _write_saved_model(version, model, preprocessor, made):
+    """The signatures, and the variables and tables that they read.
+
+    Not by `keras.export.ExportArchive`, which traces every signature twice,
+    and the model by itself: tracing is most of the time of an export.
+    """
+    state = tf.Module()
+    state.variables_of_model = [weight.value for weight in model.weights]
+    state.lookup_tables = preprocessor.lookup_tables
+    tf.saved_model.save(
+        state,
+        str(version),
+        {
+            name: tf.function(
+                signature.function,
+                input_signature=[signature.inputs],
+                autograph=False,
+            )
+            for name, signature in made.items()
+        },
+    )
+
+
 def _name_regress_methods(version, made):
     """Says which signatures are for the Regress API.
 
-    Keras calls every signature one for Predict, as `tf.saved_model.save`
-    does.
+    `tf.saved_model.save` calls every signature one for Predict.
     """
     utils = tf.compat.v1.saved_model.signature_def_utils
     updater = utils.MethodNameUpdater(str(version))

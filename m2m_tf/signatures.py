@@ -73,7 +73,7 @@ def make_signatures(
     tasks = preprocessor.label_ranges()
 
     # One traced function, which all signatures call.
-    @tf.function(input_signature=[raw_inputs])
+    @tf.function(input_signature=[raw_inputs], autograph=False)
     def forecast(raw):
         outputs = model(preprocessor(raw), training=False)
         return {

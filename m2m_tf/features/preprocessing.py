@@ -206,6 +206,17 @@ class Preprocessor(keras.layers.Layer):
         )
 
     @property
+    def lookup_tables(self) -> list[tf.lookup.StaticHashTable]:
+        """TensorFlow's tables of the vocabularies, which an export keeps.
+
+        Example:
+
+        >>> len(data.preprocessor.lookup_tables)
+        3
+        """
+        return [lookup.lookup_table for lookup in self._lookups.values()]
+
+    @property
     def scenario_names(self) -> tuple[str, ...]:
         """Scenarios by id; the first stands for all unknown ones."""
         return (schema.UNKNOWN_SCENARIO, *self.known_scenarios)
