@@ -77,11 +77,12 @@ def write_draft(
 ) -> Draft:
     """Writes a spec and a config that fit the tables, to be looked through.
 
-    All columns of numbers of the panel become `performance`, since a table
-    does not tell what the entity did and what came of it, and those without
-    negative values tasks. Attributes are numeric where all their values are
-    numbers. Lookback and stride are the longest that give enough cutoffs.
-    What is left out is told.
+    The panel's columns of numbers become `performance`, since a table does
+    not tell what the entity did and what came of it, but for attributes and
+    numbers of rows; and those of them tasks that have no negative values and
+    are no shares. Attributes are numeric where all their values are numbers.
+    Lookback and stride are the longest that give enough cutoffs. What is left
+    out is told.
 
     Args:
         folder: Where `spec.yaml` and `config.yaml` go.
@@ -170,7 +171,9 @@ def _panel_values(path, entity, scenario, date, notes):
             pl.struct(
                 least=_number(name).min(),
                 negative=(_number(name) < 0).sum(),
+                most=_number(name).max(),
                 filled=(_number(name) != 0).sum(),
+                whole=(_number(name) % 1 == 0).all(),
             ).alias(f"values of {name}")
             for name in numbers
         ],
@@ -184,14 +187,20 @@ def _panel_values(path, entity, scenario, date, notes):
                 f"No task of {path.name}, {name}: {facts['negative']:,} "
                 f"values are negative, the least {facts['least']:g}"
             )
-        elif facts["filled"]:
-            filled[name] = facts["filled"]
-        else:
+        elif not facts["filled"]:
             notes.append(f"No task of {path.name}, {name}: all values are 0")
+        elif facts["most"] <= 1 and not facts["whole"]:
+            notes.append(
+                f"No task of {path.name}, {name}: from {facts['least']:g} to "
+                f"{facts['most']:g}, as shares are, whose sums over days mean "
+                "nothing"
+            )
+        else:
+            filled[name] = facts["filled"]
     if not filled:
         raise ValueError(
-            f"{path}: has no column of numbers, none negative and not all 0, "
-            f"that could be forecast. Columns: {dict(dtypes)}."
+            f"{path}: has no column of numbers, none negative, not all 0 and "
+            f"no shares, that could be forecast. Columns: {dict(dtypes)}."
             + "".join(f"\n  {note}" for note in notes)
         )
     tasks = {}
@@ -255,6 +264,20 @@ def _panel_numbers(frame, day, keys, path, notes):
         notes.append(
             f"Left out {path.name}, {name}: the same in all rows of a day; "
             "models know the calendar"
+        )
+    entity, scenario, _ = keys
+    for key, table in ((entity, "profile"), (scenario, "scenarios")):
+        for name in _same_all_along(frame, key, found):
+            found.remove(name)
+            notes.append(
+                f"Left out {path.name}, {name}: the same in all rows of a "
+                f"{key}; an attribute, which `{table}` may have"
+            )
+    for name in _numbers_of_rows(frame, found):
+        found.remove(name)
+        notes.append(
+            f"Left out {path.name}, {name}: a number of the row, each has "
+            "its own"
         )
     return found
 
@@ -361,6 +384,62 @@ def _same_all_day(frame, day, names):
         if least.equals(most) and least.n_unique() > 1:
             found.append(name)
     return found
+
+
+def _same_all_along(frame, key, names):
+    """Columns that differ between a key's values alone, never by day."""
+    by_key = frame.group_by(key).agg(
+        pl.len().alias(_ROWS),
+        *[
+            pl.struct(
+                least=value.min(),
+                most=value.max(),
+                # That a day has no value tells of it.
+                missing=value.null_count(),
+            ).alias(name)
+            for name in names
+            for value in [_number(name)]
+        ],
+    )
+    by_key = by_key.filter(pl.col(_ROWS) >= _MIN_DAYS).collect()
+    found = []
+    for name in names:
+        least, most, missing = (
+            by_key[name].struct.field(x) for x in ("least", "most", "missing")
+        )
+        if least.equals(most) and least.n_unique() > 1 and not missing.sum():
+            found.append(name)
+    return found
+
+
+def _numbers_of_rows(frame, names):
+    """Columns of whole numbers, close together, of which each row has one."""
+    if not names:
+        return []
+    rows, *facts = (
+        frame.select(
+            pl.len(),
+            *[
+                pl.struct(
+                    span=value.max() - value.min(),
+                    whole=(value % 1 == 0).all(),
+                ).alias(name)
+                for name in names
+                for value in [_number(name)]
+            ],
+        )
+        .collect()
+        .row(0)
+    )
+    dense = [
+        name
+        for name, fact in zip(names, facts, strict=True)
+        if fact["whole"] and rows - 1 <= (fact["span"] or 0) < 2 * rows
+    ]
+    if rows < _MANY or not dense:
+        return []
+    distinct = frame.select(pl.col(dense).n_unique()).collect().row(0)
+    return [name for name, n in zip(dense, distinct, strict=True) if n == rows]
 
 
 def _number(name):

@@ -140,7 +140,12 @@ def test_columns_of_the_calendar_are_left_out(tmp_path):
     """But not one that is the same everywhere: a row may be a day of use."""
     frame = days(100).with_columns(weekday=pl.col("day").dt.weekday(), open=1)
     frame = pl.concat(
-        [frame, frame.with_columns(shop=pl.lit("b"), orders=pl.lit(2.5))]
+        [
+            frame,
+            frame.with_columns(
+                shop=pl.lit("b"), orders=pl.col("day").dt.day() / 2
+            ),
+        ]
     )
     told = draft(frame, tmp_path)
     assert told.spec.performance == ("orders", "open")
@@ -192,3 +197,29 @@ def test_what_cannot_be_drafted_is_told_and_nothing_written(
     with pytest.raises(ValueError, match=message):
         draft(frame, tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["p.parquet"]
+
+
+def test_attributes_numbers_of_rows_and_shares_are_no_tasks(tmp_path):
+    frame = pl.concat(
+        days(100, shop=shop, channel=channel, area=area, fee=fee)
+        for shop, area in (("a", 1117), ("b", 4056))
+        for channel, fee in (("web", 0.02), ("app", 0.05))
+    ).with_columns(
+        row=pl.int_range(1000, 1400),
+        orders=pl.int_range(400) % 7,
+        # A click rate, and an amount of which each row has one of its own.
+        rate=pl.int_range(400) % 11 / 11,
+        micros=pl.int_range(400) * 1_000_003,
+    )
+    told = draft(frame, tmp_path)
+    assert told.spec.performance == ("orders", "rate", "micros")
+    assert told.spec.task_names == ("orders", "micros")
+    assert told.notes == (
+        "Left out p.parquet, area: the same in all rows of a shop; an "
+        "attribute, which `profile` may have",
+        "Left out p.parquet, fee: the same in all rows of a channel; an "
+        "attribute, which `scenarios` may have",
+        "Left out p.parquet, row: a number of the row, each has its own",
+        "No task of p.parquet, rate: from 0 to 0.909091, as shares are, whose "
+        "sums over days mean nothing",
+    )
