@@ -69,17 +69,15 @@ def _origin(config, collected, command):
     for run in runs:
         for package, version in (_UNTOLD | run["versions"]).items():
             versions.setdefault(package, {})[version] = None
+    told = "No run has ended yet."
+    if runs:
+        by = ", ".join(f"{k} {' and '.join(v)}" for k, v in versions.items())
+        told = f"Seeds: {', '.join(map(str, seeds))}. Versions: {by}."
     lines = [
         "## Origin",
         "",
         f"Made by `{command}`, which runs only what `{config.name}/` holds no "
-        "file for. Seeds: "
-        f"{', '.join(map(str, seeds)) or 'none yet'}. "
-        + (
-            "Versions: "
-            + ", ".join(f"{k} {' and '.join(v)}" for k, v in versions.items())
-        ).rstrip()
-        + ".",
+        f"file for. {told}",
         "",
         "Overall values are unweighted means over the cells task × scenario "
         "of the test split. ± is the standard deviation over seeds. Intervals "

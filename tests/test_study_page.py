@@ -96,6 +96,13 @@ def test_tells_how_it_was_made(page):
     assert "Seeds: 0, 1, 2, 3. Versions: m2m_tf before 0.8.0, numpy 2." in page
 
 
+def test_a_study_that_has_just_begun_has_a_page(tmp_path):
+    config = StudyConfig(name="study", data={"made": "spec.yaml"})
+    nothing = {"search": {}, "datasets": {}, "sweeps": {}, "failed": []}
+    page = write_page(config, tmp_path / "study", nothing, command="run it")
+    assert "no file for. No run has ended yet.\n" in page.read_text()
+
+
 def test_runs_that_failed_are_told(page):
     assert "| `made/m2m-1-seed3.json` | No epoch was finite. |" in page
 

@@ -1,10 +1,11 @@
 import datetime
+import inspect
 
 import numpy as np
 import polars as pl
 import pytest
 
-from m2m_tf.config import DatasetSpec, RunConfig, parse
+from m2m_tf.config import DatasetSpec, RunConfig, SimulatorSource, parse
 from m2m_tf.data import validation, windows
 from m2m_tf.data.sources import simulator
 from pipelines import cli
@@ -247,6 +248,15 @@ def test_command_writes_tables_that_validate(tmp_path, capsys):
     assert cli.main(command) == 2
     assert "Give a new or an empty folder" in capsys.readouterr().err
     assert {path.name: path.stat() for path in folder.iterdir()} == before
+
+
+def test_a_config_has_the_defaults_of_the_function():
+    source = SimulatorSource("simulator")
+    for name, wanted in inspect.signature(
+        simulator.write_tables
+    ).parameters.items():
+        if name != "output_dir":
+            assert getattr(source, name) == wanted.default, name
 
 
 def test_a_run_can_simulate_its_data():
