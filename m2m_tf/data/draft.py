@@ -167,6 +167,7 @@ def _panel_values(path, entity, scenario, date, notes):
         day.min().alias("start"),
         day.max().alias("end"),
         pairs.n_unique().alias("pairs"),
+        pl.len().alias(_ROWS),
         *[
             pl.struct(
                 least=_number(name).min(),
@@ -179,9 +180,15 @@ def _panel_values(path, entity, scenario, date, notes):
         ],
     )
     told = told.collect().row(0, named=True)
+    values_of = {name: told[f"values of {name}"] for name in numbers}
+    for name in _numbers_of_rows(frame, values_of, told[_ROWS]):
+        del values_of[name]
+        notes.append(
+            f"Left out {path.name}, {name}: a number of the row, each has "
+            "its own"
+        )
     filled = {}
-    for name in numbers:
-        facts = told[f"values of {name}"]
+    for name, facts in values_of.items():
         if facts["negative"]:
             notes.append(
                 f"No task of {path.name}, {name}: {facts['negative']:,} "
@@ -221,7 +228,7 @@ def _panel_values(path, entity, scenario, date, notes):
         "start": told["start"],
         "end": told["end"],
         "behavior": [],
-        "performance": numbers,
+        "performance": list(values_of),
         "tasks": [
             {"name": task, "column": column, "weight": "inverse_mean"}
             for task, column in tasks.items()
@@ -273,12 +280,6 @@ def _panel_numbers(frame, day, keys, path, notes):
                 f"Left out {path.name}, {name}: the same in all rows of a "
                 f"{key}; an attribute, which `{table}` may have"
             )
-    for name in _numbers_of_rows(frame, found):
-        found.remove(name)
-        notes.append(
-            f"Left out {path.name}, {name}: a number of the row, each has "
-            "its own"
-        )
     return found
 
 
@@ -367,74 +368,51 @@ def _no_numbers(facts):
 
 def _same_all_day(frame, day, names):
     """Columns that differ between days alone: they tell of the calendar."""
-    by_day = frame.group_by(day.alias(_DAY)).agg(
-        pl.len().alias(_ROWS),
-        *[
-            pl.struct(least=value.min(), most=value.max()).alias(name)
-            for name in names
-            for value in [_number(name)]
-        ],
-    )
-    by_day = by_day.filter(pl.col(_ROWS) > 1).collect()
-    if len(by_day) < _MIN_DAYS:
+    spans = _spans(frame, day.alias(_DAY), names, least_rows=2)
+    if len(spans) < _MIN_DAYS:
         return []
-    found = []
-    for name in names:
-        least, most = (by_day[name].struct.field(x) for x in ("least", "most"))
-        if least.equals(most) and least.n_unique() > 1:
-            found.append(name)
-    return found
+    return [name for name in names if _is_one_each(spans[name])]
 
 
 def _same_all_along(frame, key, names):
     """Columns that differ between a key's values alone, never by day."""
-    by_key = frame.group_by(key).agg(
+    spans = _spans(frame, key, names, least_rows=_MIN_DAYS)
+    return [
+        name
+        for name in names
+        if _is_one_each(spans[name])
+        # That a day has no value tells of it.
+        and not spans[name].struct.field("missing").sum()
+    ]
+
+
+def _spans(frame, group, names, least_rows):
+    """Least and most of each column in each group of so many rows."""
+    by_group = frame.group_by(group).agg(
         pl.len().alias(_ROWS),
         *[
             pl.struct(
-                least=value.min(),
-                most=value.max(),
-                # That a day has no value tells of it.
-                missing=value.null_count(),
+                least=value.min(), most=value.max(), missing=value.null_count()
             ).alias(name)
             for name in names
             for value in [_number(name)]
         ],
     )
-    by_key = by_key.filter(pl.col(_ROWS) >= _MIN_DAYS).collect()
-    found = []
-    for name in names:
-        least, most, missing = (
-            by_key[name].struct.field(x) for x in ("least", "most", "missing")
-        )
-        if least.equals(most) and least.n_unique() > 1 and not missing.sum():
-            found.append(name)
-    return found
+    return by_group.filter(pl.col(_ROWS) >= least_rows).collect()
 
 
-def _numbers_of_rows(frame, names):
+def _is_one_each(spans):
+    """Whether each group has one value, and not all the same one."""
+    least, most = (spans.struct.field(x) for x in ("least", "most"))
+    return least.equals(most) and least.n_unique() > 1
+
+
+def _numbers_of_rows(frame, facts, rows):
     """Columns of whole numbers, close together, of which each row has one."""
-    if not names:
-        return []
-    rows, *facts = (
-        frame.select(
-            pl.len(),
-            *[
-                pl.struct(
-                    span=value.max() - value.min(),
-                    whole=(value % 1 == 0).all(),
-                ).alias(name)
-                for name in names
-                for value in [_number(name)]
-            ],
-        )
-        .collect()
-        .row(0)
-    )
     dense = [
         name
-        for name, fact in zip(names, facts, strict=True)
-        if fact["whole"] and rows - 1 <= (fact["span"] or 0) < 2 * rows
+        for name, told in facts.items()
+        if told["whole"] and rows - 1 <= told["most"] - told["least"] < 2 * rows
     ]
     if rows < _MANY or not dense:
         return []

@@ -210,10 +210,12 @@ def test_attributes_numbers_of_rows_and_shares_are_no_tasks(tmp_path):
         # A click rate, and an amount of which each row has one of its own.
         rate=pl.int_range(400) % 11 / 11,
         micros=pl.int_range(400) * 1_000_003,
+        # As polars calls a count of rows.
+        len=pl.int_range(400) % 13,
     )
     told = draft(frame, tmp_path)
-    assert told.spec.performance == ("orders", "rate", "micros")
-    assert told.spec.task_names == ("orders", "micros")
+    assert told.spec.performance == ("orders", "rate", "micros", "len")
+    assert told.spec.task_names == ("orders", "micros", "len")
     assert told.notes == (
         "Left out p.parquet, area: the same in all rows of a shop; an "
         "attribute, which `profile` may have",
